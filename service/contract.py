@@ -1,0 +1,292 @@
+"""The schema of an exported model: what `training` writes and `service` reads, stated once.
+
+An exported model is a directory `<name>/<version>/` with `config.json` (a `ModelConfig`), `model.onnx`, `golden.json`
+(a `Golden`) and the files its task names. The graph computes `y, state' = f_W(state, x)`:
+
+    inputs    one array (B, T, *shape) for each `ModelConfig.inputs`, and `lengths` (B,) int32, 1 <= lengths <= T
+    state     one array (B, *shape) for each `ModelConfig.state`
+    outputs   one array (B, T, *shape) for each `ModelConfig.outputs`; rows are meaningful up to their length
+    state'    as state, after `lengths` time steps of each row
+
+No I/O here: bytes in, records out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+SCHEMA_VERSION = 1
+
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.onnx"
+GOLDEN_FILE = "golden.json"
+CARD_FILE = "README.md"
+
+DType = Literal["float32", "float64", "int32", "int64"]
+
+
+class ContractError(ValueError):
+    """A config or golden file that this version of the product cannot accept; the message says where and why."""
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A frozen record; a field nobody declared is an error that names it."""
+
+
+class Tensor(Record, kw_only=True):
+    """An input or output of the graph.
+
+    Attributes:
+        name: Name in the graph.
+        dtype: Element type.
+        shape: Shape of one time step of one session, without the batch and time axes.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...] = ()
+
+
+class StateTensor(Record, kw_only=True):
+    """A tensor carried from step to step.
+
+    Attributes:
+        input_name: Graph input that takes the state, `(B, *shape)`.
+        output_name: Graph output that gives the next state, `(B, *shape)`.
+        shape: Shape of one session's state.
+        dtype: Element type.
+        initial: Value of a fresh session: one number for every element, or all elements in row-major order.
+    """
+
+    input_name: str
+    output_name: str
+    shape: tuple[int, ...]
+    dtype: DType = "float32"
+    initial: float | tuple[float, ...] = 0.0
+
+    def initial_array(self) -> npt.NDArray[Any]:
+        """The state of a fresh session, shape `self.shape`."""
+        if isinstance(self.initial, tuple):
+            return np.array(self.initial, dtype=self.dtype).reshape(self.shape)
+        return np.full(self.shape, self.initial, dtype=self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one session's state."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class Batching(Record, kw_only=True):
+    """Limits of one batch.
+
+    Attributes:
+        max_batch_size: Rows (sessions) of one batch.
+        max_chunk_length: Time steps of one row of one batch; longer inputs are cut into chunks.
+        max_batch_tokens: Rows times padded time steps of one batch.
+    """
+
+    max_batch_size: int = 64
+    max_chunk_length: int = 64
+    max_batch_tokens: int = 2048
+
+
+class NextWord(Record, kw_only=True, tag="next_word", tag_field="name"):
+    """A language model over a word-level vocabulary.
+
+    The graph takes `tokens` (B, T) int64 and gives, besides `logits` (B, T, V), the `top_k` largest logits
+    `top_scores` (B, T, K) in falling order with their ids `top_indices` (B, T, K), and `logsumexp` (B, T), so that
+    log p(token) = score - logsumexp without shipping V numbers a row.
+
+    Attributes:
+        tokenizer: File with the vocabulary, in the format of the `tokenizers` library (WordLevel).
+        vocab_size: V.
+        top_k: K.
+        unknown_token: Stands for every word outside the vocabulary; never generated.
+        end_token: Ends a line of the training text.
+    """
+
+    tokenizer: str = "tokenizer.json"
+    vocab_size: int
+    top_k: int
+    unknown_token: str = "<unk>"
+    end_token: str = "<eos>"
+
+
+class Labels(Record, kw_only=True, tag="labels", tag_field="name"):
+    """One label for each time step. The graph takes one float vector a step and gives `scores` (B, T, len(labels)).
+
+    Attributes:
+        labels: Name of each class, in the order of `scores`.
+        symbols: Named inputs and the vector each stands for; a client may send the name or the vector.
+    """
+
+    labels: tuple[str, ...]
+    symbols: dict[str, tuple[float, ...]] = {}
+
+
+class Tensors(Record, kw_only=True, tag="tensors", tag_field="name"):
+    """Numbers in, numbers out: one vector a step in, every declared output of that step back."""
+
+
+TaskSpec = NextWord | Labels | Tensors
+
+
+class Metric(Record, kw_only=True):
+    """A measured quality.
+
+    Attributes:
+        name: What is measured, for example `perplexity`.
+        split: Named part of the data it is measured on.
+        value: The number.
+        floor: The same number for the best non-neural method known to us, and its name.
+        floor_name: What the floor is.
+    """
+
+    name: str
+    split: str
+    value: float
+    floor: float | None = None
+    floor_name: str = ""
+
+
+class Dataset(Record, kw_only=True):
+    """Data a model was trained on: its name, licence, and the SHA-256 of each file."""
+
+    name: str
+    licence: str
+    sha256: dict[str, str]
+
+
+class Provenance(Record, kw_only=True):
+    """Where the weights come from: enough to train them again."""
+
+    command: str
+    config: dict[str, Any] = {}
+    seed: int | None = None
+    git_commit: str = ""
+    datasets: tuple[Dataset, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    versions: dict[str, str] = {}
+
+
+class ModelConfig(Record, kw_only=True):
+    """config.json: everything the service needs to know of a model besides its weights.
+
+    Attributes:
+        schema_version: `SCHEMA_VERSION` of the writer.
+        name: Name of the model, and of its directory.
+        version: Version number, and name of the directory inside.
+        description: One line for people.
+        architecture: For people and metrics only; the engine does not look at it.
+        task: What the numbers mean.
+        streaming: Whether the model can be stepped; a bidirectional one cannot.
+        inputs: Graph inputs beside `lengths` and the state.
+        outputs: Graph outputs beside the state.
+        state: State pairs; empty for a stateless model.
+        lengths: Name of the graph input with the valid time steps of each row, (B,) int32.
+        batching: Limits of a batch.
+        opset: ONNX operator set of the graph.
+        files: SHA-256 of every other file of the directory that the service reads.
+        tolerance: Largest difference allowed between golden.json and what the loaded graph computes.
+        provenance: Where the weights come from.
+    """
+
+    schema_version: int
+    name: str
+    version: int
+    description: str
+    architecture: str
+    task: TaskSpec
+    streaming: bool
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    state: tuple[StateTensor, ...]
+    lengths: str = "lengths"
+    batching: Batching = Batching()
+    opset: int
+    files: dict[str, str]
+    tolerance: float = 1e-5
+    provenance: Provenance
+
+    @property
+    def state_nbytes(self) -> int:
+        """Bytes of state of one session."""
+        return sum(state.nbytes for state in self.state)
+
+
+class GoldenCase(Record, kw_only=True):
+    """One input and what the trained model computed for it.
+
+    Attributes:
+        inputs: Input name to nested lists (T, *shape).
+        split: Chunk lengths that add up to T; the same answer is due when the input arrives in these pieces.
+        outputs: Output name to nested lists (T, *shape); outputs left out are not compared.
+        state: State output name to nested lists of `shape`, after the last time step.
+    """
+
+    inputs: dict[str, list[Any]]
+    split: tuple[int, ...]
+    outputs: dict[str, list[Any]]
+    state: dict[str, list[Any]]
+
+
+class Golden(Record, kw_only=True):
+    """golden.json: answers of the original model, checked on the serving device before a model is called ready."""
+
+    cases: tuple[GoldenCase, ...]
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: int
+
+
+def decode_config(data: bytes) -> ModelConfig:
+    """Read config.json.
+
+    Raises:
+        ContractError: It is not JSON, of another schema version, or a field is missing, unknown or of the wrong type.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).schema_version
+        if version != SCHEMA_VERSION:
+            raise ContractError(f"schema_version {version} is unknown; this version reads {SCHEMA_VERSION}")
+        config = msgspec.json.decode(data, type=ModelConfig)
+    except msgspec.MsgspecError as error:
+        raise ContractError(f"{CONFIG_FILE}: {error}") from None
+    for state in config.state:
+        if isinstance(state.initial, tuple) and len(state.initial) != math.prod(state.shape):
+            raise ContractError(
+                f"{CONFIG_FILE}: state {state.input_name} has {len(state.initial)} initial values for shape {state.shape}"
+            )
+    return config
+
+
+def decode_golden(data: bytes) -> Golden:
+    """Read golden.json.
+
+    Raises:
+        ContractError: It is not JSON or not a `Golden`.
+    """
+    try:
+        return msgspec.json.decode(data, type=Golden)
+    except msgspec.MsgspecError as error:
+        raise ContractError(f"{GOLDEN_FILE}: {error}") from None
+
+
+def encode(record: ModelConfig | Golden, *, indent: int | None = 2) -> bytes:
+    """Write a config or golden record as JSON text ending in a newline; `indent=None` writes it on one line."""
+    data = msgspec.json.encode(record)
+    if indent is not None:
+        data = msgspec.json.format(data, indent=indent)
+    return data + b"\n"
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 of a file's content, in lower-case hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,339 @@
+"""The loop that runs one model: schedule, run, deliver.
+
+Compute lives in one thread. The event loop hands it work through a queue and is woken once a batch. Everything about
+slots happens on the event loop, so that no lock is needed: the thread touches only rows of work in flight, and a slot
+with work in flight is given back only after that work has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.engine.arena import Arena, Slot
+from service.engine.graph import Graph
+from service.engine.scheduler import Batch, Scheduler, Work
+from service.errors import (
+    DeadlineExceeded,
+    Draining,
+    ModelFailed,
+    NonFinite,
+    Overloaded,
+    StepCancelled,
+)
+from service.metrics import EngineMetrics
+
+log = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+Outputs = dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one engine: slots for sessions, steps and time steps in flight or waiting."""
+
+    capacity: int
+    max_pending: int
+    max_pending_tokens: int
+
+
+class Engine:
+    """Steps sessions of one model, many at a time.
+
+    Args:
+        graph: The loaded model.
+        limits: Bounds on slots and waiting work.
+        metrics: Where counts and times go.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        limits: Limits,
+        metrics: EngineMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.graph = graph
+        self.config = graph.config
+        self._arena = Arena(graph.config.state, limits.capacity)
+        self._limits = limits
+        self._metrics = metrics
+        self._clock = clock
+        self._scheduler = Scheduler(graph.config.batching)
+        self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._futures: dict[Work, asyncio.Future[Outputs]] = {}
+        self._pending_tokens = 0
+        self._in_flight: set[Slot] = set()
+        self._give_back_later: set[Slot] = set()
+        self._closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(
+            target=self._work, name=f"engine-{self.config.name}", daemon=True
+        )
+
+    # On the event loop.
+
+    def start(self) -> None:
+        """Start the compute thread; results come to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Refuse new work, finish what waits, end the thread."""
+        self._closing = True
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    @property
+    def pending(self) -> int:
+        """Steps in flight or waiting."""
+        return len(self._futures)
+
+    def take(self) -> Slot | None:
+        """A slot with the initial state, or None when all are in use."""
+        slot = self._arena.take()
+        self._metrics.state_bytes.set(self._arena.used_bytes)
+        return slot
+
+    def give_back(self, slot: Slot) -> None:
+        """End the use of a slot; takes effect when its step in flight, if any, has ended."""
+        if slot in self._in_flight:
+            self._give_back_later.add(slot)
+        else:
+            self._arena.give_back(slot)
+            self._metrics.state_bytes.set(self._arena.used_bytes)
+
+    def read(self, slot: Slot) -> dict[str, Array]:
+        """A copy of the state of a slot that has no step in flight."""
+        return self._arena.read(self._idle(slot))
+
+    def write(self, slot: Slot, state: Mapping[str, Array]) -> None:
+        """Set the state of a slot that has no step in flight."""
+        self._arena.write(self._idle(slot), state)
+
+    def submit(
+        self,
+        slot: Slot,
+        inputs: Mapping[str, Array],
+        keep: npt.NDArray[np.intp],
+        outputs: tuple[str, ...],
+        deadline: float,
+    ) -> tuple[Work, asyncio.Future[Outputs]]:
+        """Queue a step.
+
+        Args:
+            slot: Where the session's state is; no other step of it may be in flight.
+            inputs: Input name to (T, *shape), T >= 1.
+            keep: Rising positions in 0..T-1 whose outputs are wanted.
+            outputs: Names of the outputs wanted.
+            deadline: Monotonic time after which the step must not start.
+
+        Returns:
+            The work, whose `cancelled` may be set at any time, and the future of its outputs, each
+            (len(keep), *shape). The future ends with `StepCancelled`, `DeadlineExceeded`, `NonFinite` or
+            `ModelFailed` when the step did not run to its end. State is then as before, unless
+            `work.done > 0`: then it is somewhere on the way and the slot has to be written anew.
+
+        Raises:
+            Overloaded: Too much is waiting already.
+            Draining: The engine is closing.
+        """
+        length = len(next(iter(inputs.values())))
+        if self._closing:
+            raise Draining(f"model {self.config.name} is being unloaded", retry_after_s=1)
+        if (
+            len(self._futures) >= self._limits.max_pending
+            or self._pending_tokens + length > self._limits.max_pending_tokens
+        ):
+            raise Overloaded(
+                f"{len(self._futures)} steps ({self._pending_tokens} time steps) of model "
+                f"{self.config.name} are waiting",
+                retry_after_s=1,
+            )
+        assert self._loop is not None, "start() comes first"
+        self._idle(slot)
+        work = Work(slot, inputs, length, keep, outputs, deadline, self._clock())
+        future = self._futures[work] = self._loop.create_future()
+        self._in_flight.add(slot)
+        self._pending_tokens += length
+        self._metrics.pending.set(len(self._futures))
+        self._inbox.put(work)
+        return work, future
+
+    def _idle(self, slot: Slot) -> Slot:
+        assert slot not in self._in_flight, f"{slot} has a step in flight"
+        return slot
+
+    def _deliver(self, ended: Sequence[tuple[Work, Outputs | Exception]]) -> None:
+        for work, outcome in ended:
+            future = self._futures.pop(work)
+            self._in_flight.discard(work.slot)
+            self._pending_tokens -= work.length
+            if work.slot in self._give_back_later:
+                self._give_back_later.discard(work.slot)
+                self.give_back(work.slot)
+            if future.done():
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+        self._metrics.pending.set(len(self._futures))
+
+    # In the compute thread.
+
+    def _work(self) -> None:
+        while True:
+            open_ = self._receive()
+            ended: list[tuple[Work, Outputs | Exception]] = []
+            decision = self._scheduler.next_batch(self._clock())
+            ended += [(work, StepCancelled()) for work in decision.cancelled]
+            ended += [(work, _too_late(work)) for work in decision.late]
+            if decision.batch is not None:
+                ended += self._run(decision.batch)
+            if ended:
+                self._post(ended)
+            elif not open_ and decision.batch is None:
+                return
+
+    def _receive(self) -> bool:
+        """Move all that arrived into the scheduler; waits when there is nothing to do. False when closing."""
+        open_ = not self._closing
+        try:
+            while True:
+                work = self._inbox.get(block=open_ and not self._scheduler)
+                if work is None:
+                    return False
+                self._scheduler.add(work)
+        except queue.Empty:
+            return open_
+
+    def _post(self, ended: list[tuple[Work, Outputs | Exception]]) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, ended)
+        except RuntimeError:
+            log.warning("event loop closed; %d results dropped", len(ended))
+
+    def _run(self, batch: Batch) -> list[tuple[Work, Outputs | Exception]]:
+        started = self._clock()
+        for work in batch.works:
+            if work.done == 0:
+                self._metrics.queue_seconds.observe(started - work.queued_at)
+        failures = self._apply_or_isolate(batch)
+        ended: list[tuple[Work, Outputs | Exception]] = []
+        for work, failure in zip(batch.works, failures, strict=True):
+            if failure is not None:
+                ended.append((work, failure))
+            elif work.done < work.length:
+                self._scheduler.add(work)
+            else:
+                self._metrics.steps.inc()
+                ended.append((work, _join(work)))
+        tokens = sum(batch.lengths)
+        self._metrics.tokens.inc(tokens)
+        self._metrics.batch_size.observe(len(batch.works))
+        self._metrics.batch_fill.observe(tokens / (len(batch.works) * batch.time))
+        self._metrics.run_seconds.observe(self._clock() - started)
+        return ended
+
+    def _apply_or_isolate(self, batch: Batch) -> list[Exception | None]:
+        """Apply a batch; should the model raise, apply each row alone, so that only the guilty one fails."""
+        try:
+            return self._apply(batch)
+        except Exception:
+            # Whatever a graph raises must not end the loop or leave a caller without an answer.
+            log.exception("model %s raised on %d rows", self.config.name, len(batch.works))
+        failures: list[Exception | None] = []
+        for work, length in zip(batch.works, batch.lengths, strict=True):
+            try:
+                failures += self._apply(Batch((work,), (length,), length))
+            except Exception as error:
+                log.exception("model %s raised on one row", self.config.name)
+                detail = f"model {self.config.name} raised {type(error).__name__}"
+                failures.append(ModelFailed(f"{detail}; the step was not applied"))
+        return failures
+
+    def _apply(self, batch: Batch) -> list[Exception | None]:
+        """Run rows once, write the finite ones back; the others' state stays as it was."""
+        slots = [work.slot for work in batch.works]
+        lengths = np.array(batch.lengths, np.int32)
+        feeds = self._arena.gather(slots)
+        feeds[self.config.lengths] = lengths
+        for tensor in self.config.inputs:
+            feeds[tensor.name] = _pad(batch, tensor.name, tensor.shape, tensor.dtype)
+        # Order of the model's outputs, each once.
+        wanted = [t.name for t in self.config.outputs if any(t.name in w.outputs for w in batch.works)]
+        states = [state.output_name for state in self.config.state]
+        result = self.graph.run(feeds, wanted + states)
+        finite = _finite_rows(result, wanted, states, lengths)
+        if finite.all():
+            self._arena.scatter(slots, result)
+        else:
+            rows = np.flatnonzero(finite)
+            self._arena.scatter([slots[i] for i in rows], {s: result[s][rows] for s in states})
+        failures: list[Exception | None] = []
+        for row, (work, length) in enumerate(zip(batch.works, batch.lengths, strict=True)):
+            if finite[row]:
+                _keep(work, row, length, result)
+                work.done += length
+                failures.append(None)
+            else:
+                failures.append(
+                    NonFinite("the model computed NaN or infinity; the step was not applied")
+                )
+        return failures
+
+
+def _pad(batch: Batch, name: str, shape: tuple[int, ...], dtype: str) -> Array:
+    """Next chunk of every row, (B, time, *shape); zero beyond a row's length."""
+    padded = np.zeros((len(batch.works), batch.time, *shape), dtype)
+    for row, (work, length) in enumerate(zip(batch.works, batch.lengths, strict=True)):
+        padded[row, :length] = work.inputs[name][work.done : work.done + length]
+    return padded
+
+
+def _finite_rows(
+    result: Outputs, outputs: Sequence[str], states: Sequence[str], lengths: Array
+) -> npt.NDArray[np.bool_]:
+    batch = len(lengths)
+    finite = np.ones(batch, np.bool_)
+    for name in states:
+        finite &= np.isfinite(result[name]).reshape(batch, -1).all(axis=1)
+    for name in outputs:
+        values = result[name]
+        steps = np.isfinite(values).reshape(batch, values.shape[1], -1).all(axis=2)
+        finite &= (steps | (np.arange(values.shape[1]) >= lengths[:, None])).all(axis=1)
+    return finite
+
+
+def _keep(work: Work, row: int, length: int, result: Outputs) -> None:
+    """Store the wanted outputs of the `length` time steps of `row` that start at `work.done`."""
+    first, last = np.searchsorted(work.keep, (work.done, work.done + length))
+    if first == last and (work.parts or work.done + length < work.length):
+        return
+    positions = work.keep[first:last] - work.done
+    work.parts.append({name: result[name][row, positions] for name in work.outputs})
+
+
+def _join(work: Work) -> Outputs:
+    if len(work.parts) == 1:
+        return work.parts[0]
+    return {name: np.concatenate([part[name] for part in work.parts]) for name in work.outputs}
+
+
+def _too_late(work: Work) -> DeadlineExceeded:
+    applied = " in full" if work.done else ""
+    return DeadlineExceeded(f"the deadline passed before the step was applied{applied}")

@@ -1,0 +1,161 @@
+"""The only file that touches ONNX Runtime. Knows tensors by name; nothing of sessions, batching or tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from service.contract import ContractError, Golden, ModelConfig
+
+Array = npt.NDArray[Any]
+Device = Literal["cpu", "cuda"]
+
+_PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ELEMENT_TYPES = {
+    "float32": "tensor(float)",
+    "float64": "tensor(double)",
+    "int32": "tensor(int32)",
+    "int64": "tensor(int64)",
+}
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
+    """The device models run on: CUDA if asked for or, with `auto`, if the installed runtime offers it."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if _PROVIDERS["cuda"] in ort.get_available_providers() else "cpu"
+
+
+class Graph:
+    """A loaded ONNX graph.
+
+    The model is given as bytes, so that what was hashed is what runs and external data cannot be reached.
+
+    Args:
+        model: Content of model.onnx.
+        config: What the graph promises.
+        device: Where it runs. A provider other than the one asked for is an error, never a silent fallback.
+        threads: Threads of one run. They do not spin, so that the web server keeps its core.
+
+    Raises:
+        ContractError: The graph cannot be loaded, or its inputs and outputs are not those of `config`.
+    """
+
+    def __init__(
+        self, model: bytes, config: ModelConfig, device: Device = "cpu", threads: int = 1
+    ) -> None:
+        if device == "cuda":
+            ort.preload_dlls()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        providers = list(dict.fromkeys([_PROVIDERS[device], _PROVIDERS["cpu"]]))
+        try:
+            self._session = ort.InferenceSession(model, options, providers=providers)
+        except Exception as error:
+            # ONNX Runtime raises a dozen unrelated classes for a graph it cannot take.
+            raise ContractError(f"ONNX Runtime refuses the graph: {error}") from error
+        if self._session.get_providers()[0] != _PROVIDERS[device]:
+            raise ContractError(f"{device} was asked for; ONNX Runtime offers {self._session.get_providers()}")
+        self.config = config
+        self._check_signature()
+
+    def _check_signature(self) -> None:
+        config = self.config
+        inputs = {t.name: t.dtype for t in config.inputs} | {config.lengths: "int32"}
+        inputs |= {s.input_name: s.dtype for s in config.state}
+        outputs = {t.name: t.dtype for t in config.outputs}
+        outputs |= {s.output_name: s.dtype for s in config.state}
+        for side, declared, found in (
+            ("inputs", inputs, self._session.get_inputs()),
+            ("outputs", outputs, self._session.get_outputs()),
+        ):
+            actual = {node.name: node.type for node in found}
+            wanted = {name: _ELEMENT_TYPES[dtype] for name, dtype in declared.items()}
+            if actual != wanted:
+                raise ContractError(f"the graph's {side} are {actual}, config.json says {wanted}")
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Run the graph once.
+
+        Args:
+            feeds: Every input of the graph by name.
+            outputs: Names of the outputs wanted.
+
+        Returns:
+            The outputs by name, as new arrays.
+        """
+        arrays: list[Array] = self._session.run(outputs, feeds)
+        return dict(zip(outputs, arrays, strict=True))
+
+    def scratch_feeds(self, batch: int, time: int) -> dict[str, Array]:
+        """Feeds of zeros with initial states, (batch, time); for warm-up."""
+        feeds: dict[str, Array] = {
+            t.name: np.zeros((batch, time, *t.shape), t.dtype) for t in self.config.inputs
+        }
+        feeds[self.config.lengths] = np.full(batch, time, np.int32)
+        for state in self.config.state:
+            feeds[state.input_name] = np.stack([state.initial_array()] * batch)
+        return feeds
+
+
+def check_golden(graph: Graph, golden: Golden) -> None:
+    """Compare the loaded graph with the answers of the original model, in one pass and in steps.
+
+    Raises:
+        ContractError: A number differs by more than `config.tolerance`; says which and by how much.
+    """
+    for number, case in enumerate(golden.cases):
+        total = sum(case.split)
+        for split in ((total,), case.split):
+            outputs, state = _fold(graph, case.inputs, split)
+            for expected, actual in ((case.outputs, outputs), (case.state, state)):
+                for name, values in expected.items():
+                    _compare(f"case {number}, chunks {split}, {name}", values, actual, name, graph)
+
+
+def _compare(
+    where: str, values: list[Any], actual: dict[str, Array], name: str, graph: Graph
+) -> None:
+    if name not in actual:
+        raise ContractError(f"golden.json {where}: the model has no such output")
+    expected = np.asarray(values, dtype=np.float64)
+    if expected.shape != actual[name].shape:
+        raise ContractError(
+            f"golden.json {where}: shape {actual[name].shape}, expected {expected.shape}"
+        )
+    difference = float(np.max(np.abs(actual[name] - expected), initial=0.0))
+    if not difference <= graph.config.tolerance or math.isnan(difference):
+        raise ContractError(
+            f"golden.json {where}: differs by {difference:.3g}, tolerance {graph.config.tolerance:.3g}"
+        )
+
+
+def _fold(
+    graph: Graph, inputs: Mapping[str, list[Any]], split: Sequence[int]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Feed one sequence in chunks; returns all outputs (T, ...) and the last state by output name."""
+    config = graph.config
+    feeds = graph.scratch_feeds(1, 1)
+    arrays = {t.name: np.asarray(inputs[t.name], t.dtype) for t in config.inputs}
+    outputs = [t.name for t in config.outputs]
+    states = [s.output_name for s in config.state]
+    collected: list[dict[str, Array]] = []
+    start = 0
+    for length in split:
+        feeds |= {name: array[None, start : start + length] for name, array in arrays.items()}
+        feeds[config.lengths] = np.array([length], np.int32)
+        result = graph.run(feeds, outputs + states)
+        feeds |= {s.input_name: result[s.output_name] for s in config.state}
+        collected.append(result)
+        start += length
+    joined = {name: np.concatenate([part[name][0] for part in collected]) for name in outputs}
+    return joined, {name: collected[-1][name][0] for name in states}

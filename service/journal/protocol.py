@@ -1,0 +1,140 @@
+"""What a session store promises. A session is its log; the hidden state is a cache of it.
+
+state = fold of f_W over (model version, initial state, inputs). The journal holds the nearest snapshot, the inputs
+after it, and the last reply, so that a retry is answered without applying anything twice. Whoever works on a session
+first raises its epoch (`fence`); a commit by an older epoch changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a session is from its first day to its last.
+
+    Attributes:
+        id: Unguessable when made by the service.
+        tenant: Whose it is.
+        model: Name of the model.
+        version: Version it is pinned to.
+        ttl_s: Idle time after which it expires.
+        created_at: Unix time in seconds.
+    """
+
+    id: str
+    tenant: str
+    model: str
+    version: int
+    ttl_s: float
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to the last request, as the model's outputs at the end of each input.
+
+    Attributes:
+        first: `seq` of the first input of the request.
+        digest: Digest of the request's payload.
+        outputs: Output name to (inputs, *shape).
+    """
+
+    first: int
+    digest: bytes
+    outputs: Arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One request to commit.
+
+    Attributes:
+        session: Id.
+        epoch: Epoch of the committer.
+        seq: Inputs committed once this entry is.
+        inputs: Input name to (T, *shape): what was fed to the model.
+        reply: What was answered; its `first` is the number of inputs committed before, plus one.
+    """
+
+    session: str
+    epoch: int
+    seq: int
+    inputs: Arrays
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """State after `seq` inputs: state input name to array of the state's shape."""
+
+    seq: int
+    state: Arrays
+
+
+@dataclass(slots=True)
+class Stored:
+    """All that is known of a session.
+
+    Attributes:
+        identity: Who it is.
+        epoch: Highest epoch that took it.
+        seq: Inputs committed.
+        snapshot: Nearest snapshot; None is the initial state.
+        log: Inputs of each commit after the snapshot.
+        reply: Last reply; None before the first commit.
+    """
+
+    identity: Identity
+    epoch: int = 0
+    seq: int = 0
+    snapshot: Snapshot | None = None
+    log: list[Arrays] = field(default_factory=list)
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """What is left of an ended session."""
+
+    reason: str
+    ended_at: float
+
+
+class Journal(Protocol):
+    """A session store. Every method is atomic; a raised error leaves the outcome unknown."""
+
+    async def create(self, identity: Identity) -> bool:
+        """Begin a session with epoch 1; False when the id is taken. Clears a tombstone of that id."""
+
+    async def fence(self, session: str) -> Stored | None:
+        """Raise the epoch by one and return the session; None when there is none. Not to be changed by the caller."""
+
+    async def commit(self, entries: Sequence[Entry]) -> Sequence[bool]:
+        """Commit a group, each entry by itself: True when epoch and seq were the stored ones."""
+
+    async def snapshot(self, session: str, epoch: int, snapshot: Snapshot) -> bool:
+        """Set the snapshot and drop the log up to it; False when fenced or not at the committed seq."""
+
+    async def end(self, session: str, tombstone: Tombstone) -> bool:
+        """Forget a session but for a tombstone; False when there is none."""
+
+    async def tombstone(self, session: str) -> Tombstone | None:
+        """Why a session ended, as long as it is remembered."""
+
+    async def close(self) -> None:
+        """Release the store."""
+
+
+def join_log(log: Sequence[Arrays]) -> dict[str, Array]:
+    """All inputs of a log as one: input name to (T, *shape). The log is not empty."""
+    return {name: np.concatenate([inputs[name] for inputs in log]) for name in log[0]}

@@ -1,0 +1,91 @@
+"""Names, labels and buckets of every Prometheus metric, stated once. No I/O, no web framework."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_MODEL = ("model", "version")
+_DURATION_BUCKETS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_FILL_BUCKETS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+
+
+class Metrics:
+    """All metrics of one process, in a registry of their own so that a process may hold several services."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+
+        def counter(name: str, text: str, labels: tuple[str, ...]) -> Counter:
+            return Counter(f"seqserve_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, labels: tuple[str, ...]) -> Gauge:
+            return Gauge(f"seqserve_{name}", text, labels, registry=registry)
+
+        def histogram(
+            name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]
+        ) -> Histogram:
+            return Histogram(f"seqserve_{name}", text, labels, registry=registry, buckets=buckets)
+
+        self.requests = counter(
+            "requests_total", "HTTP requests answered.", ("route", "method", "status")
+        )
+        self.request_seconds = histogram(
+            "request_seconds", "Time from request to last byte.", ("route",), _DURATION_BUCKETS
+        )
+        self.frames = counter("stream_frames_total", "WebSocket frames received.", ("op",))
+        self.sockets = gauge("stream_sockets", "WebSockets open.", ())
+        self.rejected = counter(
+            "rejected_total", "Requests answered with an error, by its code.", ("reason",)
+        )
+        self.batch_size = histogram("batch_size", "Rows of a batch.", _MODEL, _SIZE_BUCKETS)
+        self.batch_fill = histogram(
+            "batch_fill_ratio",
+            "Time steps of a batch that are not padding, over all.",
+            _MODEL,
+            _FILL_BUCKETS,
+        )
+        self.queue_seconds = histogram(
+            "queue_seconds", "Time a step waits before it first runs.", _MODEL, _DURATION_BUCKETS
+        )
+        self.run_seconds = histogram(
+            "run_seconds", "Time of one batch in the engine.", _MODEL, _DURATION_BUCKETS
+        )
+        self.steps = counter("steps_total", "Steps applied.", _MODEL)
+        self.tokens = counter("tokens_total", "Time steps applied.", _MODEL)
+        self.pending = gauge("pending_steps", "Steps in flight or waiting.", _MODEL)
+        self.state_bytes = gauge("state_bytes", "State of resident sessions in memory.", _MODEL)
+        self.generated = counter("generated_tokens_total", "Tokens sampled.", _MODEL)
+        self.sessions = gauge("sessions_active", "Sessions open.", _MODEL)
+        self.sessions_resident = gauge("sessions_resident", "Sessions holding a slot.", _MODEL)
+        self.sessions_opened = counter("sessions_opened_total", "Sessions opened.", _MODEL)
+        self.sessions_expired = counter(
+            "sessions_expired_total", "Sessions ended, by why.", (*_MODEL, "reason")
+        )
+        self.sessions_evicted = counter(
+            "sessions_evicted_total", "Sessions ended to make room for others.", _MODEL
+        )
+        self.sessions_paged = counter(
+            "sessions_paged_total", "Sessions moved out of (out) or into (in) memory.", (*_MODEL, "way")
+        )
+        self.duplicate_steps = counter(
+            "duplicate_steps_total", "Retries answered from the journal.", _MODEL
+        )
+        self.model_ready = gauge("model_ready", "1 when the model serves.", _MODEL)
+
+
+class EngineMetrics:
+    """The metrics an engine feeds, bound to its model and version."""
+
+    def __init__(self, metrics: Metrics, model: str, version: int) -> None:
+        labels = (model, str(version))
+        self.batch_size = metrics.batch_size.labels(*labels)
+        self.batch_fill = metrics.batch_fill.labels(*labels)
+        self.queue_seconds = metrics.queue_seconds.labels(*labels)
+        self.run_seconds = metrics.run_seconds.labels(*labels)
+        self.steps = metrics.steps.labels(*labels)
+        self.tokens = metrics.tokens.labels(*labels)
+        self.pending = metrics.pending.labels(*labels)
+        self.state_bytes = metrics.state_bytes.labels(*labels)

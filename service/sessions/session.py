@@ -1,0 +1,133 @@
+"""One session and the rules of its sequence numbers. Pure: no I/O, no asyncio."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.engine.arena import Slot
+from service.engine.engine import Engine
+from service.errors import Invalid, PayloadMismatch, WrongSeq
+from service.journal.protocol import Identity, Reply
+
+_ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Inputs a session takes in one request.
+
+    Attributes:
+        arrays: Input name to (T, *shape).
+        ends: Position of the last time step of each input, rising, the last one T-1.
+        parameters: What else the reply depends on.
+    """
+
+    arrays: Mapping[str, npt.NDArray[Any]]
+    ends: npt.NDArray[np.intp]
+    parameters: bytes = b""
+
+    @property
+    def length(self) -> int:
+        """T, time steps."""
+        return int(self.ends[-1]) + 1
+
+    def digest(self) -> bytes:
+        """The same for the same payload: 16 bytes."""
+        value = blake2b(self.parameters, digest_size=16)
+        value.update(self.ends.tobytes())
+        for name in sorted(self.arrays):
+            value.update(np.ascontiguousarray(self.arrays[name]).data)
+        return value.digest()
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """A session in memory.
+
+    Attributes:
+        identity: Who it is.
+        engine: What runs it.
+        epoch: Epoch under which this process commits.
+        seq: Inputs committed.
+        reply: Answer to the last request.
+        slot: Where its state is; None while it is paged out.
+        log_length: Inputs committed since the last snapshot.
+        busy: Whether a step is in flight.
+        held: Whether one caller keeps it over several steps.
+        used_at: Monotonic time of the last use.
+    """
+
+    identity: Identity
+    engine: Engine
+    epoch: int
+    used_at: float
+    seq: int = 0
+    reply: Reply | None = None
+    slot: Slot | None = None
+    log_length: int = 0
+    busy: bool = False
+    held: bool = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody is at work on it."""
+        return not (self.busy or self.held)
+
+    def idle_s(self, now: float) -> float:
+        """Seconds since the last use; 0 while somebody is at work on it."""
+        return now - self.used_at if self.idle else 0.0
+
+
+def checked_id(value: str) -> str:
+    """A session id chosen by a caller.
+
+    Raises:
+        Invalid: It is not 1 to 128 letters, digits, or `.`, `_`, `~`, `-`.
+    """
+    if not _ID.fullmatch(value):
+        raise Invalid(
+            "a session id is 1 to 128 letters, digits, '.', '_', '~' or '-'", path="$.session"
+        )
+    return value
+
+
+def find_retry(session: Session, seq: int | None, chunk: Chunk) -> Reply | None:
+    """Decide whether a request is the next one or a retry of the last one.
+
+    Args:
+        session: With `seq` inputs committed.
+        seq: Number the caller gives to the first input of the request; None means the next.
+        chunk: What the caller sends.
+
+    Returns:
+        The stored reply for a retry, None for the next request.
+
+    Raises:
+        WrongSeq: It is neither; carries the number committed and the number expected.
+        PayloadMismatch: It is a retry with another payload.
+    """
+    if seq is None or seq == session.seq + 1:
+        return None
+    reply = session.reply
+    if reply is None or seq != reply.first:
+        raise WrongSeq(
+            f"session {session.identity.id} has {session.seq} inputs committed; seq {seq} is neither the next "
+            "nor the last request",
+            committed=session.seq,
+            expected=session.seq + 1,
+        )
+    if reply.digest != chunk.digest():
+        raise PayloadMismatch(
+            f"seq {seq} of session {session.identity.id} was committed with another payload",
+            committed=session.seq,
+            expected=session.seq + 1,
+        )
+    return reply
+

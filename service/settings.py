@@ -1,0 +1,109 @@
+"""Every setting of the service, read from the environment in one place. No I/O beyond that."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+PREFIX = "SEQSERVE_"
+# Read by the training package; not a mistake when the service sees it.
+_FOREIGN = frozenset({"SEQSERVE_DATA"})
+
+
+class SettingsError(ValueError):
+    """An environment variable that cannot be meant; the message names it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settings of one process; `SEQSERVE_<NAME>` in the environment sets `<name>`.
+
+    Attributes:
+        models: Directory of exported models.
+        host: Address to listen on.
+        port: Port to listen on.
+        device: Where models run; `auto` takes CUDA where the installed runtime offers it.
+        threads: Threads of one model run.
+        max_body_bytes: Largest HTTP body and WebSocket frame.
+        body_timeout_s: Time in which a request body has to arrive.
+        max_inputs: Inputs of one predict or steps request.
+        max_tokens: Tokens of one generate request.
+        max_input_steps: Time steps (words) of one predict or steps request.
+        max_socket_frames: Frames of one socket in flight; more wait unread.
+        timeout_s: Time a request may take when it names no timeout of its own.
+        max_pending: Steps in flight or waiting per model; more are refused.
+        max_pending_tokens: Time steps in flight or waiting per model; more are refused.
+        max_resident: Sessions per model with state in memory; others are paged out.
+        max_sessions: Sessions in all.
+        session_ttl_s: Idle time after which a session expires when it names none of its own.
+        max_session_ttl_s: Longest time a session may name.
+        evict_idle_s: When `max_sessions` is reached, the longest idle session may be evicted after this idle time.
+        max_tombstones: Ended sessions remembered, to answer 410 instead of 404.
+        snapshot_every: Inputs between two snapshots of a session.
+        drain_delay_s: On SIGTERM, time between failing readiness and refusing work, for load balancers to notice.
+        drain_timeout_s: On SIGTERM, time that steps in flight get to end.
+        log_level: Level of the log.
+    """
+
+    models: Path = Path("exported")
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 1
+    max_body_bytes: int = 4 * 2**20
+    body_timeout_s: float = 20.0
+    max_inputs: int = 1024
+    max_tokens: int = 1024
+    max_input_steps: int = 65536
+    max_socket_frames: int = 32
+    timeout_s: float = 30.0
+    max_pending: int = 4096
+    max_pending_tokens: int = 262_144
+    max_resident: int = 16384
+    max_sessions: int = 100_000
+    session_ttl_s: float = 900.0
+    max_session_ttl_s: float = 7 * 86400.0
+    evict_idle_s: float = 60.0
+    max_tombstones: int = 100_000
+    snapshot_every: int = 64
+    drain_delay_s: float = 0.0
+    drain_timeout_s: float = 10.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def from_environ(environ: Mapping[str, str]) -> Settings:
+    """Read settings from environment variables.
+
+    Raises:
+        SettingsError: A `SEQSERVE_` variable is unknown, or its value is not of the setting's type.
+    """
+    types = typing.get_type_hints(Settings)
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable in _FOREIGN:
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in types:
+            known = ", ".join(sorted(PREFIX + field.name.upper() for field in dataclasses.fields(Settings)))
+            raise SettingsError(f"{variable} is not a setting; known are {known}")
+        values[name] = _parse(variable, text, types[name])
+    return Settings(**values)
+
+
+def _parse(variable: str, text: str, kind: Any) -> Any:
+    choices = typing.get_args(kind)
+    if choices:
+        if text not in choices:
+            raise SettingsError(f"{variable}={text!r} is not one of {', '.join(choices)}")
+        return text
+    try:
+        value = kind(text)
+    except ValueError:
+        raise SettingsError(f"{variable}={text!r} is not of type {kind.__name__}") from None
+    if isinstance(value, int | float) and not 0 <= value < float("inf"):
+        raise SettingsError(f"{variable}={text!r} is negative or not finite")
+    return value

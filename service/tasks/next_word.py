@@ -1,0 +1,264 @@
+"""Next word: text or token ids in, the likeliest next words out; and a text continued word by word."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from service import text
+from service.contract import ContractError, ModelConfig, NextWord
+from service.engine.sampling import Sampling, choose, uniforms
+from service.errors import Invalid
+from service.sessions.session import Chunk
+from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, listed
+
+_DEFAULT_TOP_K = 5
+_FULL = ("logits",)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What to generate.
+
+    Attributes:
+        sampling: How each token is chosen.
+        max_tokens: Most tokens.
+        seed: The same seed and model give the same tokens.
+        stop: The text ends before the first of these.
+        ignore_eos: Go on past the end-of-line token instead of ending there.
+    """
+
+    sampling: Sampling
+    max_tokens: int
+    seed: int
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token.
+
+    Attributes:
+        index: Its number, from 0.
+        id: Its id in the vocabulary.
+        token: The word.
+        logprob: Its log-probability under the model, before sampling settings.
+        text: What it adds to the running text; empty while it may be part of a stop string.
+        finish: `length`, `stop` or `eos` on the last token.
+        seq: Inputs of the session committed with it, where there is a session.
+    """
+
+    index: int
+    id: int
+    token: str
+    logprob: float
+    text: str
+    finish: str | None = None
+    seq: int | None = None
+
+
+@dataclass(slots=True)
+class Written:
+    """A text as far as it is generated; enough to go on from."""
+
+    tokens: list[Token] = field(default_factory=list)
+    previous: str | None = None
+    unsent: str = ""
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+        return "".join(token.text for token in self.tokens)
+
+
+Step = Callable[[Chunk, tuple[str, ...]], Awaitable[tuple[Outputs, int | None]]]
+"""Feeds a chunk; takes the outputs wanted beside the task's own; gives outputs and the session's seq, if any."""
+
+
+class NextWordTask:
+    """A word-level language model.
+
+    Args:
+        config: Of a model whose task is `NextWord`.
+        spec: That task.
+        tokenizer: Content of its tokenizer file.
+
+    Raises:
+        ContractError: The tokenizer cannot be read, or does not fit the vocabulary.
+    """
+
+    outputs = ("top_scores", "top_indices", "logsumexp")
+
+    def __init__(self, config: ModelConfig, spec: NextWord, tokenizer: bytes) -> None:
+        try:
+            vocabulary = Tokenizer.from_str(tokenizer.decode()).get_vocab()
+        except Exception as error:
+            # The tokenizers library raises plain Exception.
+            raise ContractError(f"{spec.tokenizer} cannot be read: {error}") from None
+        if sorted(vocabulary.values()) != list(range(spec.vocab_size)):
+            raise ContractError(
+                f"{spec.tokenizer} has {len(vocabulary)} words, the model {spec.vocab_size}"
+            )
+        self._ids = vocabulary
+        self._words = sorted(vocabulary, key=vocabulary.__getitem__)
+        (self._input,) = config.inputs
+        self._spec = spec
+        self._unknown = self._id_of(spec.unknown_token)
+        self._end = self._id_of(spec.end_token)
+
+    def _id_of(self, word: str) -> int:
+        if word not in self._ids:
+            raise ContractError(f"{self._spec.tokenizer} has no {word!r}")
+        return self._ids[word]
+
+    # Words to tensors.
+
+    def check(self, parameters: Parameters) -> None:
+        """See `Task.check`."""
+        check_top_k(parameters, self._spec.top_k)
+
+    def piece(self, value: Any, path: str) -> dict[str, npt.NDArray[Any]]:
+        """See `Task.piece`: some words, or one token id."""
+        if isinstance(value, str):
+            words = text.words(value, self._ids.__contains__)
+            if not words:
+                raise Invalid("the text has no words", path=path)
+            ids = [self._ids.get(word, self._unknown) for word in words]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            if not 0 <= value < self._spec.vocab_size:
+                raise Invalid(
+                    f"token {value} is out of range; the vocabulary has 0 to {self._spec.vocab_size - 1}",
+                    path=path,
+                )
+            ids = [value]
+        else:
+            raise Invalid("text or a token id is due here", path=path)
+        return {self._input.name: np.array(ids, self._input.dtype)}
+
+    def whole(self, value: Any, path: str) -> Chunk:
+        """See `Task.whole`: a text, or a list of texts and token ids that make one."""
+        if isinstance(value, list):
+            pieces = [self.piece(v, f"{path}[{i}]") for i, v in enumerate(listed(value, path))]
+        else:
+            pieces = [self.piece(value, path)]
+        chunk = join_pieces(pieces, Parameters())
+        return Chunk(chunk.arrays, chunk.ends[-1:])
+
+    # Tensors to words.
+
+    def answers(self, outputs: Outputs, parameters: Parameters) -> list[Any]:
+        """See `Task.answers`: `[{"token", "id", "score"}]`, the likeliest first; score is a probability."""
+        top_k = parameters.top_k or _DEFAULT_TOP_K
+        scores = np.exp(outputs["top_scores"][:, :top_k] - outputs["logsumexp"][:, None])
+        rows = zip(outputs["top_indices"][:, :top_k].tolist(), scores.tolist(), strict=True)
+        return [
+            [{"token": self._words[i], "id": i, "score": s} for i, s in zip(*row, strict=True)]
+            for row in rows
+        ]
+
+    def whole_answer(self, outputs: Outputs, parameters: Parameters) -> Any:
+        """See `Task.whole_answer`: the likeliest words after the text."""
+        return self.answers(outputs, parameters)[0]
+
+    # Generation.
+
+    async def generate(
+        self,
+        step: Step,
+        first: Chunk | Outputs,
+        wanted: Generation,
+        written: Written,
+        *,
+        feed_last: bool,
+    ) -> AsyncIterator[Token]:
+        """Continue a text.
+
+        Args:
+            step: Feeds the model.
+            first: A prompt to feed, or the outputs to go on from.
+            wanted: What to generate.
+            written: Filled with every token; what it already holds is not generated again.
+            feed_last: Whether the last token is fed too, so that a session holds all of the text.
+
+        Yields:
+            Tokens, the last one with `finish` set. A token is fed before it is given out, but the last one where
+            `feed_last` is false.
+
+        Raises:
+            Invalid: All of the vocabulary is to be sampled, and the outputs to go on from do not hold it.
+        """
+        passing = _FULL if self._needs_all(wanted.sampling) else ()
+        outputs = (await step(first, passing))[0] if isinstance(first, Chunk) else first
+        random = uniforms(wanted.seed, wanted.max_tokens)
+        while len(written.tokens) < wanted.max_tokens:
+            index = len(written.tokens)
+            chosen, logprob = self._choose(outputs, wanted.sampling, random[index])
+            finish = "length" if index + 1 == wanted.max_tokens else None
+            if chosen == self._end and not wanted.ignore_eos:
+                finish = "eos"
+            delta, stopped = self._write(written, chosen, wanted.stop, last=finish is not None)
+            finish = "stop" if stopped else finish
+            seq = None
+            if finish is None or feed_last:
+                array = np.array([chosen], self._input.dtype)
+                chunk = Chunk({self._input.name: array}, np.zeros(1, np.intp))
+                outputs, seq = await step(chunk, passing)
+            token = Token(index, chosen, self._words[chosen], logprob, delta, finish, seq)
+            written.tokens.append(token)
+            yield token
+            if finish is not None:
+                return
+
+    def _needs_all(self, sampling: Sampling) -> bool:
+        # One more than top_k, since the unknown word may be among the best and is never chosen.
+        return sampling.temperature > 0 and not 0 < sampling.top_k < self._spec.top_k
+
+    def _choose(self, outputs: Outputs, sampling: Sampling, uniform: float) -> tuple[int, float]:
+        logsumexp = float(outputs["logsumexp"][-1])
+        if self._needs_all(sampling):
+            if "logits" not in outputs:
+                raise Invalid(
+                    f"going on without inputs needs top_k 1 to {self._spec.top_k - 1}", path="$.top_k"
+                )
+            logits = outputs["logits"][-1]
+            ids = np.argsort(-logits, kind="stable")
+            scores = logits[ids]
+        else:
+            ids, scores = outputs["top_indices"][-1], outputs["top_scores"][-1]
+        banned = (ids == self._unknown)[None]
+        at = int(choose(scores[None], sampling, np.array([uniform]), banned)[0])
+        return int(ids[at]), float(scores[at]) - logsumexp
+
+    def _write(
+        self, written: Written, chosen: int, stop: tuple[str, ...], *, last: bool
+    ) -> tuple[str, bool]:
+        """Add a token to the text; returns what may be sent now and whether a stop string was met."""
+        word = self._words[chosen]
+        if chosen == self._end:
+            # A line ends here, and the next word begins one.
+            addition, written.previous = "\n", None
+        else:
+            addition = text.separator(written.previous, word) + text.surface(word)
+            written.previous = word
+        pending = written.unsent + addition
+        cuts = [at for s in stop if (at := pending.find(s)) >= 0]
+        if cuts:
+            written.unsent = ""
+            return pending[: min(cuts)], True
+        held = 0 if last else max((_overlap(pending, s) for s in stop), default=0)
+        written.unsent = pending[len(pending) - held :]
+        return pending[: len(pending) - held], False
+
+
+def _overlap(text_: str, stop: str) -> int:
+    """Length of the longest end of the text that a stop string may still continue."""
+    for length in range(min(len(text_), len(stop) - 1), 0, -1):
+        if stop.startswith(text_[-length:]):
+            return length
+    return 0

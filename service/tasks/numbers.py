@@ -1,0 +1,107 @@
+"""Tasks whose inputs are numbers: a label for each step, or raw tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.contract import Labels, ModelConfig, Tensor
+from service.errors import Invalid
+from service.sessions.session import Chunk
+from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, listed, vector
+
+
+class LabelsTask:
+    """One label for each step, in the shape of Hugging Face's classification: `{"label", "score"}`.
+
+    Args:
+        config: Of a model whose task is `Labels`.
+        spec: That task.
+    """
+
+    outputs = ("scores",)
+
+    def __init__(self, config: ModelConfig, spec: Labels) -> None:
+        (self._input,) = config.inputs
+        self._labels = spec.labels
+        self._symbols = {name: np.array(v, self._input.dtype) for name, v in spec.symbols.items()}
+
+    def check(self, parameters: Parameters) -> None:
+        """See `Task.check`."""
+        check_top_k(parameters, len(self._labels))
+
+    def piece(self, value: Any, path: str) -> dict[str, npt.NDArray[Any]]:
+        """See `Task.piece`: the name of a symbol, or a vector."""
+        if isinstance(value, str):
+            if value not in self._symbols:
+                known = ", ".join(self._symbols) or "none"
+                raise Invalid(f"{value!r} is not a symbol of this model; known: {known}", path=path)
+            return {self._input.name: self._symbols[value][None]}
+        return {self._input.name: vector(value, self._input, path)[None]}
+
+    def whole(self, value: Any, path: str) -> Chunk:
+        """See `Task.whole`: a list of symbols or vectors."""
+        values = listed(value, path)
+        pieces = [self.piece(item, f"{path}[{i}]") for i, item in enumerate(values)]
+        return join_pieces(pieces, Parameters())
+
+    def answers(self, outputs: Outputs, parameters: Parameters) -> list[Any]:
+        """See `Task.answers`: the best label, or the `top_k` best."""
+        return [self._answer(scores, parameters.top_k) for scores in outputs["scores"]]
+
+    def whole_answer(self, outputs: Outputs, parameters: Parameters) -> Any:
+        """See `Task.whole_answer`: an answer for each step."""
+        return self.answers(outputs, parameters)
+
+    def _answer(self, scores: npt.NDArray[Any], top_k: int | None) -> Any:
+        best = np.argsort(-scores, kind="stable")[: top_k or 1].tolist()
+        named = [{"label": self._labels[i], "score": float(scores[i])} for i in best]
+        return named[0] if top_k is None else named
+
+
+class TensorsTask:
+    """Numbers in, numbers out: `{output: value}` for each step.
+
+    Args:
+        config: Of a model whose task is `Tensors`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._inputs = config.inputs
+        self.outputs = tuple(tensor.name for tensor in config.outputs)
+
+    def check(self, parameters: Parameters) -> None:
+        """See `Task.check`."""
+        if parameters.top_k is not None:
+            raise Invalid("this model has no candidates to choose from", path="$.parameters.top_k")
+
+    def piece(self, value: Any, path: str) -> dict[str, npt.NDArray[Any]]:
+        """See `Task.piece`: a value, or an object with a value for each input when there are several."""
+        if len(self._inputs) == 1 and not isinstance(value, dict):
+            (tensor,) = self._inputs
+            return {tensor.name: vector(value, tensor, path)[None]}
+        return {t.name: vector(self._member(value, t, path), t, path)[None] for t in self._inputs}
+
+    def _member(self, value: Any, tensor: Tensor, path: str) -> Any:
+        names = {t.name for t in self._inputs}
+        if not isinstance(value, dict) or value.keys() != names:
+            raise Invalid(f"an object with {', '.join(sorted(names))} is due here", path=path)
+        return value[tensor.name]
+
+    def whole(self, value: Any, path: str) -> Chunk:
+        """See `Task.whole`: a list of values, one for each step."""
+        values = listed(value, path)
+        pieces = [self.piece(item, f"{path}[{i}]") for i, item in enumerate(values)]
+        return join_pieces(pieces, Parameters())
+
+    def answers(self, outputs: Outputs, parameters: Parameters) -> list[Any]:
+        """See `Task.answers`."""
+        columns = {name: outputs[name].tolist() for name in self.outputs}
+        steps = range(len(next(iter(columns.values()))))
+        return [{name: column[i] for name, column in columns.items()} for i in steps]
+
+    def whole_answer(self, outputs: Outputs, parameters: Parameters) -> Any:
+        """See `Task.whole_answer`: an answer for each step."""
+        return self.answers(outputs, parameters)

@@ -1,0 +1,77 @@
+"""Words of a text and back, as the word-level language models see them. Used by both halves; no I/O.
+
+WikiText writes punctuation as tokens of its own and joins numbers and hyphens with `@`: `3 @-@ 4`, `1 @,@ 000`,
+`2 @.@ 5`. A user writes `3-4`, `1,000`, `2.5`. `words` turns the second into the first and leaves text that is
+already in the first form as it is, so that the vocabulary's own corpus tokenises to itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+_NUMBER_JOINT = re.compile(r"(?<=\d)([.,])(?=\d)")
+_HYPHEN = re.compile(r"(?<=\w)-(?=\w)")
+_CLITIC = re.compile(r"(?<=\w)('(?:s|m|d|re|ve|ll|t))\b", re.IGNORECASE)
+_PUNCTUATION = re.compile(r"([^\w\s@'<>]|'(?!\w))")
+_NO_SPACE_BEFORE = frozenset(".,;:!?)]}%'")
+_NO_SPACE_AFTER = frozenset("([{")
+
+
+def words(text: str, known: Callable[[str], bool]) -> list[str]:
+    """Split a text into words of a vocabulary.
+
+    Args:
+        text: Any text. A piece between blanks that the vocabulary knows stays whole; a line end is a blank.
+        known: Whether a word is in the vocabulary.
+
+    Returns:
+        The words, of which some may still be unknown.
+    """
+    result: list[str] = []
+    for piece in text.split():
+        if known(piece):
+            result.append(piece)
+        else:
+            result.extend(_split(piece))
+    return result
+
+
+def _split(piece: str) -> list[str]:
+    # Joints get a private mark first, so that the punctuation rule does not take them apart again.
+    piece = _NUMBER_JOINT.sub(lambda m: f" @{'C' if m[1] == ',' else 'D'}@ ", piece)
+    piece = _HYPHEN.sub(" @H@ ", piece)
+    piece = _CLITIC.sub(r" \1", piece)
+    piece = _PUNCTUATION.sub(r" \1 ", piece)
+    return [{"@C@": "@,@", "@D@": "@.@", "@H@": "@-@"}.get(word, word) for word in piece.split()]
+
+
+def separator(previous: str | None, word: str) -> str:
+    """The blank, if any, that stands between two words of running text.
+
+    Args:
+        previous: The word before, or None at the start of the text.
+        word: The word that follows.
+    """
+    if previous is None or previous.startswith("@") and previous.endswith("@") and len(previous) == 3:
+        return ""
+    if word.startswith("@") and word.endswith("@") and len(word) == 3:
+        return ""
+    if word[0] in _NO_SPACE_BEFORE or previous[-1] in _NO_SPACE_AFTER:
+        return ""
+    return " "
+
+
+def surface(word: str) -> str:
+    """How a word is written in running text: `@-@` is `-`."""
+    return word[1] if len(word) == 3 and word[0] == word[2] == "@" else word
+
+
+def join(tokens: list[str]) -> str:
+    """Running text from words; the inverse of `words` up to quotation marks and blanks."""
+    text: list[str] = []
+    previous: str | None = None
+    for word in tokens:
+        text.append(separator(previous, word) + surface(word))
+        previous = word
+    return "".join(text)
