@@ -1,0 +1,61 @@
+"""Files of a run: written whole or not at all, so that a kill at any moment leaves the last good one."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LAST = "last.pt"
+BEST = "best.pt"
+VOCABULARY = "tokenizer.json"
+
+
+def save(values: dict[str, Any], path: Path) -> None:
+    """Replace a checkpoint in one step; the old one stays readable until then."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        torch.save(values, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(file.name, path)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; it holds tensors and plain values only, never code.
+
+    Raises:
+        OSError: There is none.
+    """
+    values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return values
+
+
+def library_versions() -> dict[str, str]:
+    """What the numbers of a run depend on."""
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in ("torch", "lightning", "onnx", "onnxruntime", "tokenizers", "numpy")
+    }
+
+
+def git_commit() -> str:
+    """Commit of the source, marked if the tree differs from it; empty outside a repository."""
+    directory = Path(__file__).parent
+    try:
+        commit = _git(directory, "rev-parse", "HEAD")
+        changed = _git(directory, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit + ("+changes" if changed else "")
+
+
+def _git(directory: Path, *arguments: str) -> str:
+    result = subprocess.run(
+        ["git", *arguments], cwd=directory, check=True, capture_output=True, text=True
+    )
+    return result.stdout.strip()

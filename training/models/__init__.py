@@ -1,0 +1,1 @@
+"""Models: each computes `y, state' = f_W(state, x)` with batch-first tensors."""
