@@ -39,7 +39,7 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A frozen record; a field nobody declared is an error that names it."""
 
 
-class Tensor(Record, kw_only=True):
+class Tensor(Record, frozen=True, kw_only=True):
     """An input or output of the graph.
 
     Attributes:
@@ -53,7 +53,7 @@ class Tensor(Record, kw_only=True):
     shape: tuple[int, ...] = ()
 
 
-class StateTensor(Record, kw_only=True):
+class StateTensor(Record, frozen=True, kw_only=True):
     """A tensor carried from step to step.
 
     Attributes:
@@ -82,7 +82,7 @@ class StateTensor(Record, kw_only=True):
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-class Batching(Record, kw_only=True):
+class Batching(Record, frozen=True, kw_only=True):
     """Limits of one batch.
 
     Attributes:
@@ -96,7 +96,7 @@ class Batching(Record, kw_only=True):
     max_batch_tokens: int = 2048
 
 
-class NextWord(Record, kw_only=True, tag="next_word", tag_field="name"):
+class NextWord(Record, frozen=True, kw_only=True, tag="next_word", tag_field="name"):
     """A language model over a word-level vocabulary.
 
     The graph takes `tokens` (B, T) int64 and gives, besides `logits` (B, T, V), the `top_k` largest logits
@@ -118,7 +118,7 @@ class NextWord(Record, kw_only=True, tag="next_word", tag_field="name"):
     end_token: str = "<eos>"
 
 
-class Labels(Record, kw_only=True, tag="labels", tag_field="name"):
+class Labels(Record, frozen=True, kw_only=True, tag="labels", tag_field="name"):
     """One label for each time step. The graph takes one float vector a step and gives `scores` (B, T, len(labels)).
 
     Attributes:
@@ -130,14 +130,14 @@ class Labels(Record, kw_only=True, tag="labels", tag_field="name"):
     symbols: dict[str, tuple[float, ...]] = {}
 
 
-class Tensors(Record, kw_only=True, tag="tensors", tag_field="name"):
+class Tensors(Record, frozen=True, kw_only=True, tag="tensors", tag_field="name"):
     """Numbers in, numbers out: one vector a step in, every declared output of that step back."""
 
 
 TaskSpec = NextWord | Labels | Tensors
 
 
-class Metric(Record, kw_only=True):
+class Metric(Record, frozen=True, kw_only=True):
     """A measured quality.
 
     Attributes:
@@ -155,7 +155,7 @@ class Metric(Record, kw_only=True):
     floor_name: str = ""
 
 
-class Dataset(Record, kw_only=True):
+class Dataset(Record, frozen=True, kw_only=True):
     """Data a model was trained on: its name, licence, and the SHA-256 of each file."""
 
     name: str
@@ -163,7 +163,7 @@ class Dataset(Record, kw_only=True):
     sha256: dict[str, str]
 
 
-class Provenance(Record, kw_only=True):
+class Provenance(Record, frozen=True, kw_only=True):
     """Where the weights come from: enough to train them again."""
 
     command: str
@@ -175,7 +175,7 @@ class Provenance(Record, kw_only=True):
     versions: dict[str, str] = {}
 
 
-class ModelConfig(Record, kw_only=True):
+class ModelConfig(Record, frozen=True, kw_only=True):
     """config.json: everything the service needs to know of a model besides its weights.
 
     Attributes:
@@ -220,7 +220,7 @@ class ModelConfig(Record, kw_only=True):
         return sum(state.nbytes for state in self.state)
 
 
-class GoldenCase(Record, kw_only=True):
+class GoldenCase(Record, frozen=True, kw_only=True):
     """One input and what the trained model computed for it.
 
     Attributes:
@@ -236,7 +236,7 @@ class GoldenCase(Record, kw_only=True):
     state: dict[str, list[Any]]
 
 
-class Golden(Record, kw_only=True):
+class Golden(Record, frozen=True, kw_only=True):
     """golden.json: answers of the original model, checked on the serving device before a model is called ready."""
 
     cases: tuple[GoldenCase, ...]
@@ -255,14 +255,17 @@ def decode_config(data: bytes) -> ModelConfig:
     try:
         version = msgspec.json.decode(data, type=_Versioned).schema_version
         if version != SCHEMA_VERSION:
-            raise ContractError(f"schema_version {version} is unknown; this version reads {SCHEMA_VERSION}")
+            raise ContractError(
+                f"schema_version {version} is unknown; this version reads {SCHEMA_VERSION}"
+            )
         config = msgspec.json.decode(data, type=ModelConfig)
     except msgspec.MsgspecError as error:
         raise ContractError(f"{CONFIG_FILE}: {error}") from None
     for state in config.state:
         if isinstance(state.initial, tuple) and len(state.initial) != math.prod(state.shape):
             raise ContractError(
-                f"{CONFIG_FILE}: state {state.input_name} has {len(state.initial)} initial values for shape {state.shape}"
+                f"{CONFIG_FILE}: state {state.input_name} of shape {state.shape} has "
+                f"{len(state.initial)} initial values"
             )
     return config
 

@@ -68,7 +68,9 @@ class Metrics:
             "sessions_evicted_total", "Sessions ended to make room for others.", _MODEL
         )
         self.sessions_paged = counter(
-            "sessions_paged_total", "Sessions moved out of (out) or into (in) memory.", (*_MODEL, "way")
+            "sessions_paged_total",
+            "Sessions moved out of (out) or into (in) memory.",
+            (*_MODEL, "way"),
         )
         self.duplicate_steps = counter(
             "duplicate_steps_total", "Retries answered from the journal.", _MODEL

@@ -88,7 +88,9 @@ def from_environ(environ: Mapping[str, str]) -> Settings:
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in types:
-            known = ", ".join(sorted(PREFIX + field.name.upper() for field in dataclasses.fields(Settings)))
+            known = ", ".join(
+                sorted(PREFIX + field.name.upper() for field in dataclasses.fields(Settings))
+            )
             raise SettingsError(f"{variable} is not a setting; known are {known}")
         values[name] = _parse(variable, text, types[name])
     return Settings(**values)

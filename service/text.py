@@ -53,7 +53,9 @@ def separator(previous: str | None, word: str) -> str:
         previous: The word before, or None at the start of the text.
         word: The word that follows.
     """
-    if previous is None or previous.startswith("@") and previous.endswith("@") and len(previous) == 3:
+    if previous is None or (
+        previous.startswith("@") and previous.endswith("@") and len(previous) == 3
+    ):
         return ""
     if word.startswith("@") and word.endswith("@") and len(word) == 3:
         return ""

@@ -275,7 +275,9 @@ class Engine:
         for tensor in self.config.inputs:
             feeds[tensor.name] = _pad(batch, tensor.name, tensor.shape, tensor.dtype)
         # Order of the model's outputs, each once.
-        wanted = [t.name for t in self.config.outputs if any(t.name in w.outputs for w in batch.works)]
+        wanted = [
+            t.name for t in self.config.outputs if any(t.name in w.outputs for w in batch.works)
+        ]
         states = [state.output_name for state in self.config.state]
         result = self.graph.run(feeds, wanted + states)
         finite = _finite_rows(result, wanted, states, lengths)

@@ -64,7 +64,9 @@ class Graph:
             # ONNX Runtime raises a dozen unrelated classes for a graph it cannot take.
             raise ContractError(f"ONNX Runtime refuses the graph: {error}") from error
         if self._session.get_providers()[0] != _PROVIDERS[device]:
-            raise ContractError(f"{device} was asked for; ONNX Runtime offers {self._session.get_providers()}")
+            raise ContractError(
+                f"{device} was asked for; ONNX Runtime offers {self._session.get_providers()}"
+            )
         self.config = config
         self._check_signature()
 

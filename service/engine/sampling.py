@@ -48,7 +48,7 @@ def choose(scores: Array, how: Sampling, uniform: Array, banned: Array | None = 
     if banned is not None:
         allowed[banned] = -np.inf
     if how.temperature == 0.0:
-        return np.argmax(allowed, axis=1)
+        return np.asarray(allowed.argmax(axis=1))
     if how.top_k:
         # The k best that are allowed: a banned candidate does not use up a place.
         rank = np.cumsum(np.isfinite(allowed), axis=1)
@@ -65,4 +65,4 @@ def choose(scores: Array, how: Sampling, uniform: Array, banned: Array | None = 
     chosen = (cumulative <= target[:, None]).sum(axis=1)
     # Rounding may carry the target past the last candidate with any weight.
     last = scores.shape[1] - 1 - np.argmax(weights[:, ::-1] > 0, axis=1)
-    return np.minimum(chosen, last)
+    return np.asarray(np.minimum(chosen, last))

@@ -61,6 +61,7 @@ class Session:
         log_length: Inputs committed since the last snapshot.
         busy: Whether a step is in flight.
         held: Whether one caller keeps it over several steps.
+        generation: The last generation, as its task left it, to be resumed by a caller that lost its stream.
         used_at: Monotonic time of the last use.
     """
 
@@ -74,6 +75,7 @@ class Session:
     log_length: int = 0
     busy: bool = False
     held: bool = False
+    generation: tuple[Any, Any] | None = None
 
     @property
     def idle(self) -> bool:
@@ -130,4 +132,3 @@ def find_retry(session: Session, seq: int | None, chunk: Chunk) -> Reply | None:
             expected=session.seq + 1,
         )
     return reply
-

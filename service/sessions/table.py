@@ -334,11 +334,23 @@ class Sessions:
         """
         slot = await self.take_slot(engine)
         try:
-            return await run_slot(engine, slot, chunk, outputs, deadline)
+            return await self.run_slot(engine, slot, chunk, outputs, deadline)
         finally:
             engine.give_back(slot)
 
     # Slots.
+
+    @staticmethod
+    async def run_slot(
+        engine: Engine, slot: Slot, chunk: Chunk, outputs: tuple[str, ...], deadline: float
+    ) -> Outputs:
+        """One step of a slot without a session; a caller that leaves lets it drop."""
+        work, future = engine.submit(slot, chunk.arrays, chunk.ends, outputs, deadline)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            work.cancelled = True
+            raise
 
     async def take_slot(self, engine: Engine) -> Slot:
         """A slot with the initial state; pages out the longest unused session if all are taken.
@@ -385,7 +397,7 @@ class Sessions:
                 inputs = join_log(stored.log)
                 length = len(next(iter(inputs.values())))
                 chunk = Chunk(inputs, np.array([length - 1], np.intp))
-                await run_slot(session.engine, slot, chunk, (), float("inf"))
+                await self.run_slot(session.engine, slot, chunk, (), float("inf"))
         except BaseException:
             session.engine.give_back(slot)
             raise
@@ -453,9 +465,7 @@ class Sessions:
     async def _end(self, session: Session, reason: str) -> None:
         # Busy until the journal has it, so that nobody steps or adopts a session that is ending.
         session.busy = True
-        ended = await self._journal.end(
-            session.identity.id, Tombstone(reason, self.wall_clock())
-        )
+        ended = await self._journal.end(session.identity.id, Tombstone(reason, self.wall_clock()))
         self._drop_slot(session)
         self._remove(session)
         if ended:
@@ -473,18 +483,6 @@ class Sessions:
         session.used_at = self.clock()
         if session.identity.id in self._sessions:
             self._sessions.move_to_end(session.identity.id)
-
-
-async def run_slot(
-    engine: Engine, slot: Slot, chunk: Chunk, outputs: tuple[str, ...], deadline: float
-) -> Outputs:
-    """One step of a slot without a session; a caller that leaves lets it drop."""
-    work, future = engine.submit(slot, chunk.arrays, chunk.ends, outputs, deadline)
-    try:
-        return await future
-    except asyncio.CancelledError:
-        work.cancelled = True
-        raise
 
 
 class _Caller:
@@ -506,7 +504,7 @@ def _take_over(session: Session, stored: Stored) -> None:
 
 
 def _check_idle(session: Session, *, held: bool = False) -> None:
-    if session.busy or session.held and not held:
+    if session.busy or (session.held and not held):
         raise SessionBusy(
             f"a step of session {session.identity.id} is in flight",
             committed=session.seq,
@@ -519,7 +517,7 @@ def _labels(session: Session) -> tuple[str, str]:
 
 
 def _forget(task: asyncio.Task[Any]) -> None:
-    """Nobody waits for this step any more; a failure is only worth a line when it is not an answer."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        if not isinstance(error, StepCancelled):
-            log.info("step of a departed caller ended with %s", error)
+    """Nobody waits for this step any more; what else than being dropped became of it is worth a line."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None and not isinstance(error, StepCancelled):
+        log.info("step of a departed caller ended with %s", error)

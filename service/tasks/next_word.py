@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,13 +63,40 @@ class Token:
     seq: int | None = None
 
 
-@dataclass(slots=True)
-class Written:
-    """A text as far as it is generated; enough to go on from."""
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Running text at its end.
 
-    tokens: list[Token] = field(default_factory=list)
+    Attributes:
+        previous: The last word; None at the start of a line.
+        unsent: Text held back, since it may begin a stop string.
+    """
+
     previous: str | None = None
     unsent: str = ""
+
+
+@dataclass(slots=True)
+class Written:
+    """A text as far as it is generated; enough to go on from.
+
+    Attributes:
+        tokens: Tokens given out.
+        running: The end of their text.
+        pending: A token chosen and on its way into the model, and the end of the text with it.
+    """
+
+    tokens: list[Token] = field(default_factory=list)
+    running: Running = Running()
+    pending: tuple[Token, Running] | None = None
+
+    def settle(self, seq: int | None) -> Token:
+        """The pending token has been applied: it belongs to the text now."""
+        assert self.pending is not None
+        token, self.running = self.pending
+        self.pending = None
+        self.tokens.append(replace(token, seq=seq))
+        return self.tokens[-1]
 
     @property
     def text(self) -> str:
@@ -93,7 +120,7 @@ class NextWordTask:
         ContractError: The tokenizer cannot be read, or does not fit the vocabulary.
     """
 
-    outputs = ("top_scores", "top_indices", "logsumexp")
+    outputs: tuple[str, ...] = ("top_scores", "top_indices", "logsumexp")
 
     def __init__(self, config: ModelConfig, spec: NextWord, tokenizer: bytes) -> None:
         try:
@@ -176,7 +203,7 @@ class NextWordTask:
         written: Written,
         *,
         feed_last: bool,
-    ) -> AsyncIterator[Token]:
+    ) -> AsyncGenerator[Token]:
         """Continue a text.
 
         Args:
@@ -197,23 +224,33 @@ class NextWordTask:
         outputs = (await step(first, passing))[0] if isinstance(first, Chunk) else first
         random = uniforms(wanted.seed, wanted.max_tokens)
         while len(written.tokens) < wanted.max_tokens:
-            index = len(written.tokens)
-            chosen, logprob = self._choose(outputs, wanted.sampling, random[index])
-            finish = "length" if index + 1 == wanted.max_tokens else None
-            if chosen == self._end and not wanted.ignore_eos:
-                finish = "eos"
-            delta, stopped = self._write(written, chosen, wanted.stop, last=finish is not None)
-            finish = "stop" if stopped else finish
+            token, running = self._next(outputs, wanted, written, random)
+            written.pending = (token, running)
             seq = None
-            if finish is None or feed_last:
-                array = np.array([chosen], self._input.dtype)
-                chunk = Chunk({self._input.name: array}, np.zeros(1, np.intp))
+            if token.finish is None or feed_last:
+                chunk = Chunk(
+                    {self._input.name: np.array([token.id], self._input.dtype)},
+                    np.zeros(1, np.intp),
+                )
                 outputs, seq = await step(chunk, passing)
-            token = Token(index, chosen, self._words[chosen], logprob, delta, finish, seq)
-            written.tokens.append(token)
-            yield token
-            if finish is not None:
+            yield written.settle(seq)
+            if token.finish is not None:
                 return
+
+    def _next(
+        self, outputs: Outputs, wanted: Generation, written: Written, random: npt.NDArray[Any]
+    ) -> tuple[Token, Running]:
+        index = len(written.tokens)
+        chosen, logprob = self._choose(outputs, wanted.sampling, random[index])
+        finish = "length" if index + 1 == wanted.max_tokens else None
+        if chosen == self._end and not wanted.ignore_eos:
+            finish = "eos"
+        delta, running = self._write(written.running, chosen)
+        delta, held, stopped = _until_stop(delta, wanted.stop, last=finish is not None)
+        token = Token(
+            index, chosen, self._words[chosen], logprob, delta, "stop" if stopped else finish
+        )
+        return token, replace(running, unsent=held)
 
     def _needs_all(self, sampling: Sampling) -> bool:
         # One more than top_k, since the unknown word may be among the best and is never chosen.
@@ -224,7 +261,8 @@ class NextWordTask:
         if self._needs_all(sampling):
             if "logits" not in outputs:
                 raise Invalid(
-                    f"going on without inputs needs top_k 1 to {self._spec.top_k - 1}", path="$.top_k"
+                    f"going on without inputs needs top_k 1 to {self._spec.top_k - 1}",
+                    path="$.top_k",
                 )
             logits = outputs["logits"][-1]
             ids = np.argsort(-logits, kind="stable")
@@ -235,25 +273,23 @@ class NextWordTask:
         at = int(choose(scores[None], sampling, np.array([uniform]), banned)[0])
         return int(ids[at]), float(scores[at]) - logsumexp
 
-    def _write(
-        self, written: Written, chosen: int, stop: tuple[str, ...], *, last: bool
-    ) -> tuple[str, bool]:
-        """Add a token to the text; returns what may be sent now and whether a stop string was met."""
-        word = self._words[chosen]
+    def _write(self, running: Running, chosen: int) -> tuple[str, Running]:
+        """Text with a token added that is not sent yet, and its new end."""
         if chosen == self._end:
             # A line ends here, and the next word begins one.
-            addition, written.previous = "\n", None
-        else:
-            addition = text.separator(written.previous, word) + text.surface(word)
-            written.previous = word
-        pending = written.unsent + addition
-        cuts = [at for s in stop if (at := pending.find(s)) >= 0]
-        if cuts:
-            written.unsent = ""
-            return pending[: min(cuts)], True
-        held = 0 if last else max((_overlap(pending, s) for s in stop), default=0)
-        written.unsent = pending[len(pending) - held :]
-        return pending[: len(pending) - held], False
+            return running.unsent + "\n", Running()
+        word = self._words[chosen]
+        addition = text.separator(running.previous, word) + text.surface(word)
+        return running.unsent + addition, Running(word)
+
+
+def _until_stop(pending: str, stop: tuple[str, ...], *, last: bool) -> tuple[str, str, bool]:
+    """What of a text may be sent now, what is held back, and whether a stop string was met."""
+    cuts = [at for s in stop if (at := pending.find(s)) >= 0]
+    if cuts:
+        return pending[: min(cuts)], "", True
+    held = 0 if last else max((_overlap(pending, s) for s in stop), default=0)
+    return pending[: len(pending) - held], pending[len(pending) - held :], False
 
 
 def _overlap(text_: str, stop: str) -> int:

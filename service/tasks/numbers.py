@@ -21,7 +21,7 @@ class LabelsTask:
         spec: That task.
     """
 
-    outputs = ("scores",)
+    outputs: tuple[str, ...] = ("scores",)
 
     def __init__(self, config: ModelConfig, spec: Labels) -> None:
         (self._input,) = config.inputs

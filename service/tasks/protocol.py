@@ -16,7 +16,7 @@ from service.sessions.session import Chunk
 Outputs = Mapping[str, npt.NDArray[Any]]
 
 
-class Parameters(Record, kw_only=True):
+class Parameters(Record, frozen=True, kw_only=True):
     """What a client may choose about an answer.
 
     Attributes:
@@ -52,9 +52,7 @@ class Task(Protocol):
         """The answer to a whole input."""
 
 
-def join_pieces(
-    pieces: Sequence[Mapping[str, npt.NDArray[Any]]], parameters: Parameters
-) -> Chunk:
+def join_pieces(pieces: Sequence[Mapping[str, npt.NDArray[Any]]], parameters: Parameters) -> Chunk:
     """Inputs of one request as one chunk with an end for each."""
     arrays = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     lengths = [len(next(iter(piece.values()))) for piece in pieces]
@@ -67,32 +65,48 @@ def vector(value: Any, tensor: Tensor, path: str) -> npt.NDArray[Any]:
     Raises:
         Invalid: It is not numbers, not of that shape, or not finite.
     """
-    if not _is_numbers(value):
-        raise Invalid(f"{tensor.name} takes numbers, got {_kind(value)}", path=path)
+    _check_shape(value, tensor.shape, path)
     try:
-        array = np.asarray(value, dtype=np.float64)
-    except (ValueError, OverflowError):
-        raise Invalid(f"{tensor.name} takes an array of shape {tensor.shape}", path=path) from None
-    if array.shape != tensor.shape:
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = np.asarray(value, dtype=np.float64)
+            typed = array.astype(tensor.dtype)
+    except OverflowError:
         raise Invalid(
-            f"{tensor.name} takes an array of shape {tensor.shape}, got {array.shape}", path=path
-        )
-    typed = array.astype(tensor.dtype)
-    if not np.isfinite(typed).all() or not np.isfinite(array).all():
+            f"{tensor.name} takes {tensor.dtype}; a number is too large", path=path
+        ) from None
+    if not np.isfinite(array).all():
         raise Invalid(f"{tensor.name} holds NaN or infinity", path=path)
+    if not np.isfinite(typed).all() or (typed.dtype.kind == "i" and (typed != array).any()):
+        raise Invalid(f"{tensor.name} takes {tensor.dtype}; a number does not fit", path=path)
     return typed
 
 
-def _is_numbers(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(_is_numbers(item) for item in value)
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _check_shape(value: Any, shape: tuple[int, ...], path: str) -> None:
+    # To the depth of the shape and no deeper, so that hostile nesting costs nothing.
+    if not shape:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise Invalid(f"a number is due here, got {kind(value)}", path=path)
+        return
+    if not isinstance(value, list):
+        raise Invalid(f"a list of {shape[0]} is due here, got {kind(value)}", path=path)
+    if len(value) != shape[0]:
+        raise Invalid(f"a list of {shape[0]} is due here, got one of {len(value)}", path=path)
+    for number, item in enumerate(value):
+        _check_shape(item, shape[1:], f"{path}[{number}]")
 
 
-def _kind(value: Any) -> str:
-    return {"NoneType": "null", "dict": "an object", "str": "a string", "bool": "a boolean"}.get(
-        type(value).__name__, f"a {type(value).__name__} of other things"
-    )
+def kind(value: Any) -> str:
+    """What a decoded value is, in the words of its format."""
+    names = {
+        type(None): "null",
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), "binary data")
 
 
 def listed(value: Any, path: str) -> list[Any]:
@@ -102,7 +116,7 @@ def listed(value: Any, path: str) -> list[Any]:
         Invalid: It is not.
     """
     if not isinstance(value, list):
-        raise Invalid(f"a list is due here, got {_kind(value)}", path=path)
+        raise Invalid(f"a list is due here, got {kind(value)}", path=path)
     if not value:
         raise Invalid("the list is empty", path=path)
     return value

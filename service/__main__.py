@@ -1,0 +1,128 @@
+"""Command line: `seqserve serve` runs the service, `seqserve models` lists what a directory holds."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from service import __version__, logs
+from service.api.context import Context
+from service.app import build, build_context
+from service.contract import CONFIG_FILE, ContractError, decode_config
+from service.settings import Settings, SettingsError, from_environ
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a drain between the signal and the shutdown.
+
+    On the first SIGTERM or SIGINT readiness fails; after `drain_delay_s` new work is refused and streams end with a
+    hint where to resume; then uvicorn closes. A second signal closes at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, context: Context) -> None:
+        super().__init__(config)
+        self._context = context
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._drain: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: Any = None) -> None:
+        """Serve until a signal."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; see the class."""
+        if self._context.shutdown.announced or self._loop is None:
+            super().handle_exit(sig, frame)
+            return
+        self._context.shutdown.announced = True
+        self._loop.call_soon_threadsafe(self._begin, sig)
+
+    def _begin(self, sig: int) -> None:
+        self._drain = asyncio.create_task(self._wind_down(sig))
+
+    async def _wind_down(self, sig: int) -> None:
+        await asyncio.sleep(self._context.settings.drain_delay_s)
+        self._context.shutdown.began.set()
+        super().handle_exit(sig, None)
+
+
+def serve(settings: Settings) -> None:
+    """Run the service until a signal."""
+    logs.configure(settings.log_level)
+    context = build_context(settings)
+    config = uvicorn.Config(
+        build(context),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        ws="websockets-sansio",
+        ws_max_size=settings.max_body_bytes,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
+    )
+    Server(config, context).run()
+
+
+def list_models(directory: Path) -> int:
+    """Print the models of a directory; 1 when one cannot be read."""
+    status = 0
+    for path in sorted(directory.glob(f"*/*/{CONFIG_FILE}")):
+        try:
+            config = decode_config(path.read_bytes())
+        except ContractError as error:
+            status = 1
+            line = f"{path.parent.relative_to(directory)}: {error}"
+        else:
+            ways = "streaming" if config.streaming else "one-shot"
+            line = (
+                f"{config.name}/{config.version}  {config.architecture}  {ways}  "
+                f"{config.state_nbytes} B state  {config.description}"
+            )
+        sys.stdout.write(line + "\n")
+    return status
+
+
+def main() -> None:
+    """Entry point of `seqserve`."""
+    parser = argparse.ArgumentParser(prog="seqserve", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"seqserve {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("serve", help="run the service; SEQSERVE_* variables set the rest")
+    run.add_argument("--host")
+    run.add_argument("--port", type=int)
+    run.add_argument("--models", type=Path)
+    show = commands.add_parser("models", help="list the models of a directory")
+    show.add_argument("--models", type=Path)
+    arguments = parser.parse_args()
+    chosen = {k: v for k, v in vars(arguments).items() if v is not None and k != "command"}
+    try:
+        settings = replace(from_environ(os.environ), **chosen)
+    except SettingsError as error:
+        parser.error(str(error))
+    if not settings.models.is_dir():
+        parser.error(f"{settings.models} is not a directory")
+    if arguments.command == "models":
+        raise SystemExit(list_models(settings.models))
+    # Ctrl-C ends the program by the signal's own exit status, without a traceback.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        serve(settings)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

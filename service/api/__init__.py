@@ -1,0 +1,1 @@
+"""The routes: HTTP, server-sent events and WebSocket."""

@@ -1,0 +1,100 @@
+"""What the routes share: the parts of the service, and whether it is shutting down."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from starlette.requests import HTTPConnection
+
+from service.errors import Draining, Invalid, NotStreaming, TooLarge
+from service.metrics import Metrics
+from service.repository import Repository, Served
+from service.sessions.table import Sessions
+from service.settings import Settings
+
+TENANT = "default"
+
+
+@dataclass(slots=True)
+class Shutdown:
+    """How far shutting down has come.
+
+    Attributes:
+        announced: Readiness fails, so that load balancers look elsewhere; requests are still served.
+        began: New work is refused and streams end with a hint where to resume.
+    """
+
+    announced: bool = False
+    began: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The parts of one running service."""
+
+    settings: Settings
+    metrics: Metrics
+    repository: Repository
+    sessions: Sessions
+    shutdown: Shutdown
+
+    def admit(self) -> None:
+        """Let new work in.
+
+        Raises:
+            Draining: The process is shutting down.
+        """
+        if self.shutdown.began.is_set():
+            raise Draining("this process is shutting down; send the request again", retry_after_s=1)
+
+    def deadline(self, timeout_s: float | None) -> float:
+        """Monotonic time at which a request is given up."""
+        return self.sessions.clock() + (timeout_s or self.settings.timeout_s)
+
+    def check_inputs(self, inputs: list[object]) -> None:
+        """Check the number of inputs of one request.
+
+        Raises:
+            Invalid: There are none.
+            TooLarge: There are more than `max_inputs`.
+        """
+        if not inputs:
+            raise Invalid("there are no inputs", path="$.inputs")
+        if len(inputs) > self.settings.max_inputs:
+            raise TooLarge(
+                f"{len(inputs)} inputs, at most {self.settings.max_inputs} in one request",
+                limit=self.settings.max_inputs,
+                path="$.inputs",
+            )
+
+    def check_length(self, length: int) -> None:
+        """Check the time steps of one request.
+
+        Raises:
+            TooLarge: There are more than `max_input_steps`.
+        """
+        if length > self.settings.max_input_steps:
+            raise TooLarge(
+                f"{length} time steps, at most {self.settings.max_input_steps} in one request",
+                limit=self.settings.max_input_steps,
+                path="$.inputs",
+            )
+
+    def streaming(self, model: str, version: int | None) -> Served:
+        """A model that can be stepped.
+
+        Raises:
+            NotStreaming: It answers whole inputs only.
+            UnknownModel, ModelNotReady: See `Repository.get`.
+        """
+        served = self.repository.get(model, version)
+        if not served.config.streaming:
+            raise NotStreaming(f"model {model} answers whole inputs only; it keeps no session")
+        return served
+
+
+def context_of(connection: HTTPConnection) -> Context:
+    """The context of the application a request came to."""
+    context: Context = connection.app.state.context
+    return context

@@ -1,0 +1,148 @@
+"""What every HTTP route needs: the body within its limits, records in and out, errors as problem documents."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from service.errors import Invalid, Malformed, ServiceError, SlowBody, TooLarge
+from service.logs import request_id
+from service.settings import Settings
+
+T = TypeVar("T")
+
+PROBLEM = "application/problem+json"
+_AT_PATH = re.compile(r"^(.*?)(?: - at `(.*)`)?$", re.DOTALL)
+# Watching for a caller that leaves costs a task; most requests end before it is worth one.
+_WATCH_AFTER_S = 0.05
+
+
+def decode(data: bytes | str, kind: Any, format_: Any = msgspec.json) -> Any:
+    """Read a record.
+
+    Args:
+        data: JSON or MessagePack.
+        kind: Type to read.
+        format_: `msgspec.json` or `msgspec.msgpack`.
+
+    Raises:
+        Malformed: It is not of that format.
+        Invalid: A field is missing, unknown or wrong; carries its path.
+    """
+    try:
+        return format_.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise invalid(error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        name = "JSON" if format_ is msgspec.json else "MessagePack"
+        raise Malformed(f"the body is not {name}: {error}") from None
+
+
+def invalid(error: msgspec.ValidationError) -> Invalid:
+    """A validation error of msgspec as ours."""
+    match = _AT_PATH.match(str(error))
+    assert match is not None
+    return Invalid(match[1], path=match[2] or "$")
+
+
+async def read(request: Request, kind: Any, settings: Settings) -> Any:
+    """Read the request's body as a record; see `decode`.
+
+    Raises:
+        TooLarge: It is above `max_body_bytes`.
+        SlowBody: It did not arrive within `body_timeout_s`.
+    """
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            return decode(await _body(request, settings.max_body_bytes), kind)
+    except TimeoutError:
+        raise SlowBody(f"the body did not arrive within {settings.body_timeout_s:g} s") from None
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise TooLarge(f"the body has {declared} bytes, at most {limit} are read", limit=limit)
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise TooLarge(f"the body has more than {limit} bytes", limit=limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await something as long as the caller is there; cancel it when the caller leaves.
+
+    Raises:
+        ClientDisconnect: The caller left.
+    """
+    task = asyncio.create_task(work)
+    watch: asyncio.Task[Any] | None = None
+    try:
+        done, _ = await asyncio.wait({task}, timeout=_WATCH_AFTER_S)
+        if not done:
+            watch = asyncio.create_task(_disconnected(request))
+            await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientDisconnect
+    finally:
+        task.cancel()
+        if watch is not None:
+            watch.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def answer(record: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A record as a JSON response."""
+    return Response(
+        msgspec.json.encode(record), status, headers=headers, media_type="application/json"
+    )
+
+
+def problem_document(error: ServiceError) -> dict[str, Any]:
+    """An error as RFC 9457, with the id of the request."""
+    document = error.problem()
+    if identifier := request_id.get():
+        document["request_id"] = identifier
+    return document
+
+
+def problem(error: ServiceError) -> Response:
+    """An error as a response, with `Retry-After` where waiting helps."""
+    headers = {}
+    if "retry_after_s" in error.extra:
+        headers["Retry-After"] = str(error.extra["retry_after_s"])
+    body = msgspec.json.encode(problem_document(error))
+    return Response(body, error.status, headers=headers, media_type=PROBLEM)
+
+
+async def gathered(works: list[Awaitable[T]]) -> list[T]:
+    """Await all; when one fails or the caller leaves, cancel the rest, let them end, and raise the first failure."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def drained(items: AsyncIterator[Any]) -> None:
+    """Run an iterator to its end for what it does on the way."""
+    async for _ in items:
+        pass

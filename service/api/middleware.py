@@ -1,0 +1,83 @@
+"""Around every HTTP request: its id, its log line, its metrics. Plain ASGI; bodies are not touched."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import logs
+from service.metrics import Metrics
+
+log = logging.getLogger("service.access")
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
+
+
+class Observed:
+    """Wraps an application.
+
+    Args:
+        app: The application.
+        metrics: Where counts go.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        identifier = _request_id(scope)
+        logs.request_id.set(identifier)
+        logs.session_id.set("")
+        if scope["type"] == "websocket":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        status = 500
+
+        async def observe(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", identifier.encode()),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observe)
+        finally:
+            self._record(scope, status, time.monotonic() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.requests.labels(route, scope["method"], str(status)).inc()
+        self._metrics.request_seconds.labels(route).observe(seconds)
+        if log.isEnabledFor(logging.INFO) and route not in _QUIET:
+            data = {
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "duration_ms": round(seconds * 1000, 3),
+            }
+            log.info("request", extra={"data": data})
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's `X-Request-Id`, if it is printable and not too long, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text: str = value.decode("latin-1")
+            if _REQUEST_ID.fullmatch(text):
+                return text
+    return secrets.token_hex(8)

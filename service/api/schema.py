@@ -1,0 +1,240 @@
+"""Bodies and frames of the API, stated once: decoded from, encoded to and documented by these records."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from service.contract import Metric, Record, StateTensor, TaskSpec, Tensor
+from service.tasks.protocol import Parameters
+
+Id = int | str | None
+Timeout = Annotated[float, Meta(gt=0, description="Seconds until the request is given up.")]
+Seq = Annotated[
+    int,
+    Meta(ge=1, description="Number of the first input; sending the same number again is a retry."),
+]
+Inputs = Annotated[list[Any], Meta(description="Inputs, as the model's task takes them.")]
+
+
+class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Something the service writes."""
+
+
+class PredictRequest(Record, frozen=True, kw_only=True):
+    """Whole inputs, each answered by itself."""
+
+    inputs: Inputs
+    parameters: Parameters = Parameters()
+    timeout_s: Timeout | None = None
+
+
+class PredictAnswer(Answer, kw_only=True):
+    """One result for each input."""
+
+    model: str
+    version: int
+    results: list[Any]
+
+
+class GenerateOptions(Record, frozen=True, kw_only=True):
+    """How to continue a text; defaults are those of the Hugging Face pipelines where those have one."""
+
+    max_tokens: Annotated[int, Meta(ge=1)] = 20
+    temperature: Annotated[float, Meta(ge=0, le=100, description="0 is greedy.")] = 1.0
+    top_k: Annotated[int, Meta(ge=0, description="0 is the whole vocabulary.")] = 50
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    seed: Annotated[int, Meta(ge=0, lt=2**63)] | None = None
+    stop: str | tuple[str, ...] = ()
+    ignore_eos: Annotated[bool, Meta(description="Go on past the end of a line.")] = False
+    timeout_s: Timeout | None = None
+
+
+class GenerateRequest(GenerateOptions, frozen=True, kw_only=True):
+    """A text to continue."""
+
+    inputs: Annotated[str | list[Any], Meta(description="Text, or a list of texts and token ids.")]
+    stream: Annotated[bool, Meta(description="Answer with server-sent events.")] = False
+
+
+class SessionGenerateRequest(GenerateOptions, frozen=True, kw_only=True):
+    """Continue from a session's state; every generated token is an input of the session."""
+
+    inputs: str | list[Any] | None = None
+    seq: Seq | None = None
+    stream: bool = False
+
+
+class TokenAnswer(Answer, kw_only=True):
+    """One generated token."""
+
+    index: int
+    id: int
+    token: str
+    text: str
+    logprob: float
+    seq: int | UnsetType = UNSET
+
+
+class GenerateAnswer(Answer, kw_only=True):
+    """A generated text."""
+
+    model: str
+    version: int
+    text: str
+    tokens: list[TokenAnswer]
+    finish_reason: str
+    seed: int
+    session: str | UnsetType = UNSET
+    seq: int | UnsetType = UNSET
+
+
+class SessionOptions(Record, frozen=True, kw_only=True):
+    """What a session is of."""
+
+    model: str
+    version: Annotated[int, Meta(ge=1)] | None = None
+    ttl_s: (
+        Annotated[float, Meta(gt=0, description="Idle seconds until the session expires.")] | None
+    ) = None
+
+
+class SessionRequest(SessionOptions, frozen=True, kw_only=True):
+    """A session to open; without an id of your own it gets an unguessable one."""
+
+    session: str | None = None
+
+
+class SessionAnswer(Answer, kw_only=True):
+    """A session."""
+
+    session: str
+    model: str
+    version: int
+    seq: int
+    ttl_s: float
+    idle_s: float
+    created_at: float
+    resident: bool
+    busy: bool
+
+
+class SessionList(Answer, kw_only=True):
+    """Sessions of this process, the longest unused first."""
+
+    sessions: list[SessionAnswer]
+
+
+class StepsRequest(Record, frozen=True, kw_only=True):
+    """Inputs for a session, applied once and in order."""
+
+    inputs: Inputs
+    seq: Seq | None = None
+    parameters: Parameters = Parameters()
+    timeout_s: Timeout | None = None
+
+
+class StepsAnswer(Answer, kw_only=True):
+    """One result for each input; `seq` inputs are committed, the first of these was number `first`."""
+
+    session: str
+    first: int
+    seq: int
+    duplicate: bool
+    results: list[Any]
+
+
+class ModelAnswer(Answer, kw_only=True):
+    """A model as it stands in the service."""
+
+    name: str
+    version: int
+    state: str
+    reason: str = ""
+    description: str = ""
+    architecture: str = ""
+    streaming: bool | UnsetType = UNSET
+    task: TaskSpec | UnsetType = UNSET
+    inputs: tuple[Tensor, ...] | UnsetType = UNSET
+    outputs: tuple[Tensor, ...] | UnsetType = UNSET
+    state_tensors: tuple[StateTensor, ...] | UnsetType = UNSET
+    state_bytes: int | UnsetType = UNSET
+    metrics: tuple[Metric, ...] | UnsetType = UNSET
+
+
+class ModelList(Answer, kw_only=True):
+    """Every model found."""
+
+    models: list[ModelAnswer]
+
+
+class Health(Answer, kw_only=True):
+    """Whether the process lives, or may be sent requests; state of each model by `name/version`."""
+
+    status: str
+    models: dict[str, str] | UnsetType = UNSET
+
+
+class Problem(Answer, kw_only=True):
+    """An error, RFC 9457. Further members help to go on: `path`, `committed`, `expected`, `reason`, ..."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str = ""
+
+
+# Frames of the WebSocket, client to server.
+
+
+class OpenFrame(SessionRequest, frozen=True, kw_only=True, tag="open", tag_field="op"):
+    """Open a session, or find it again; answered by `opened`."""
+
+    id: Id = None
+
+
+class StepOf(Record, frozen=True, kw_only=True):
+    """Inputs for one session of a step frame."""
+
+    session: str
+    inputs: Inputs
+    seq: Seq | None = None
+    parameters: Parameters = Parameters()
+
+
+class StepFrame(Record, frozen=True, kw_only=True, tag="step", tag_field="op"):
+    """Steps of any number of sessions, run side by side; answered by `stepped`, a reply for each in order."""
+
+    steps: list[StepOf]
+    id: Id = None
+    timeout_s: Timeout | None = None
+
+
+class GenerateFrame(GenerateOptions, frozen=True, kw_only=True, tag="generate", tag_field="op"):
+    """Continue from a session's state; answered by `token` frames and one `generated`."""
+
+    session: str
+    inputs: str | list[Any] | None = None
+    seq: Seq | None = None
+    id: Id = None
+
+
+class CancelFrame(Record, frozen=True, kw_only=True, tag="cancel", tag_field="op"):
+    """Give up the frame with the id `target`: what is not running yet is dropped."""
+
+    target: int | str
+    id: Id = None
+
+
+class CloseFrame(Record, frozen=True, kw_only=True, tag="close", tag_field="op"):
+    """End a session; answered by `closed`."""
+
+    session: str
+    id: Id = None
+
+
+Frame = OpenFrame | StepFrame | GenerateFrame | CancelFrame | CloseFrame

@@ -1,0 +1,254 @@
+"""Steps of a session and generation, for the HTTP routes and the WebSocket alike. No HTTP here."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+
+from service import logs
+from service.api.context import TENANT, Context
+from service.api.schema import (
+    GenerateAnswer,
+    GenerateOptions,
+    SessionAnswer,
+    SessionOptions,
+    StepsAnswer,
+    TokenAnswer,
+)
+from service.contract import ModelConfig
+from service.engine.sampling import Sampling
+from service.errors import Invalid, NotStreaming, TooLarge
+from service.repository import Served
+from service.sessions.session import Chunk, Session, checked_id
+from service.sessions.table import Wanted
+from service.tasks.next_word import Generation, NextWordTask, Token, Written
+from service.tasks.protocol import Outputs, Parameters, join_pieces
+
+
+async def open_session(
+    context: Context, options: SessionOptions, session_id: str | None
+) -> tuple[SessionAnswer, bool]:
+    """Open a session or find it; returns it and whether it is new."""
+    context.admit()
+    served = context.streaming(options.model, options.version)
+    ttl_s = options.ttl_s or context.settings.session_ttl_s
+    if ttl_s > context.settings.max_session_ttl_s:
+        raise Invalid(f"ttl_s is at most {context.settings.max_session_ttl_s:g}", path="$.ttl_s")
+    if session_id is not None:
+        checked_id(session_id)
+    session, created = await context.sessions.create(served.engine, TENANT, ttl_s, session_id)
+    return describe(context, session), created
+
+
+def describe(context: Context, session: Session) -> SessionAnswer:
+    """A session as the API shows it."""
+    identity = session.identity
+    return SessionAnswer(
+        session=identity.id,
+        model=identity.model,
+        version=identity.version,
+        seq=session.seq,
+        ttl_s=identity.ttl_s,
+        idle_s=round(session.idle_s(context.sessions.clock()), 3),
+        created_at=identity.created_at,
+        resident=session.slot is not None,
+        busy=not session.idle,
+    )
+
+
+async def step(
+    context: Context,
+    session_id: str,
+    inputs: list[Any],
+    seq: int | None,
+    parameters: Parameters,
+    timeout_s: float | None,
+) -> StepsAnswer:
+    """Apply inputs to a session and answer each."""
+    context.admit()
+    logs.session_id.set(session_id)
+    session = await context.sessions.find(session_id, TENANT)
+    task = _served(context, session).task
+    task.check(parameters)
+    context.check_inputs(inputs)
+    pieces = [task.piece(value, f"$.inputs[{i}]") for i, value in enumerate(inputs)]
+    chunk = join_pieces(pieces, parameters)
+    context.check_length(chunk.length)
+    wanted = Wanted(task.outputs, context.deadline(timeout_s))
+    applied = await context.sessions.apply(session, chunk, wanted, seq)
+    return StepsAnswer(
+        session=session_id,
+        first=applied.first,
+        seq=applied.seq,
+        duplicate=applied.duplicate,
+        results=task.answers(applied.outputs, parameters),
+    )
+
+
+def _served(context: Context, session: Session) -> Served:
+    return context.repository.get(session.identity.model, session.identity.version)
+
+
+class Writing:
+    """A generation under way.
+
+    Args:
+        context: The service.
+        served: The model.
+        options: What to generate.
+    """
+
+    def __init__(self, context: Context, served: Served, options: GenerateOptions) -> None:
+        if not isinstance(served.task, NextWordTask):
+            raise NotStreaming(f"model {served.config.name} does not generate")
+        if options.max_tokens > context.settings.max_tokens:
+            raise TooLarge(
+                f"max_tokens is at most {context.settings.max_tokens}",
+                limit=context.settings.max_tokens,
+                path="$.max_tokens",
+            )
+        self._context = context
+        self._served = served
+        self._task = served.task
+        self._deadline = context.deadline(options.timeout_s)
+        self._wanted = _generation(options)
+        self.seed = self._wanted.seed
+        self.written = Written()
+        self._session: Session | None = None
+        self._seq: int | None = None
+
+    def from_text(self, inputs: str | list[Any]) -> AsyncGenerator[Token]:
+        """Continue a text, in a session of its own that ends with it."""
+        chunk = self._prompt(inputs)
+        return self._from_text(chunk)
+
+    def _prompt(self, inputs: str | list[Any]) -> Chunk:
+        chunk = self._task.whole(inputs, "$.inputs")
+        self._context.check_length(chunk.length)
+        return chunk
+
+    async def _from_text(self, chunk: Chunk) -> AsyncGenerator[Token]:
+        engine, sessions = self._served.engine, self._context.sessions
+        slot = await sessions.take_slot(engine)
+
+        async def feed(chunk: Chunk, passing: tuple[str, ...]) -> tuple[Outputs, None]:
+            outputs = self._task.outputs + passing
+            return await sessions.run_slot(engine, slot, chunk, outputs, self._deadline), None
+
+        try:
+            async for token in self._task.generate(
+                feed, chunk, self._wanted, self.written, feed_last=False
+            ):
+                self._count()
+                yield token
+        finally:
+            engine.give_back(slot)
+
+    async def from_session(
+        self, session: Session, inputs: str | list[Any] | None, seq: int | None, after: int | None
+    ) -> AsyncGenerator[Token]:
+        """Continue from a session's state.
+
+        Args:
+            session: As found by `Sessions.find`.
+            inputs: Text to feed first; None goes on from the last input.
+            seq: Number of the first input.
+            after: Index of the last token the caller has of the same request, to be given the rest of it.
+        """
+        sessions = self._context.sessions
+        self._session = session
+        with sessions.hold(session):
+            first = self._resume(session, after) if after is not None else None
+            if first is None:
+                first = self._start(session, inputs)
+
+            async def feed(chunk: Chunk, passing: tuple[str, ...]) -> tuple[Outputs, int]:
+                nonlocal seq
+                wanted = Wanted(self._task.outputs, self._deadline, passing)
+                applied = await sessions.apply(session, chunk, wanted, seq, held=True)
+                seq = None
+                self._seq = applied.seq
+                return applied.outputs, applied.seq
+
+            for token in self.written.tokens[(after or 0) + 1 :] if after is not None else ():
+                yield token
+            if self.written.tokens and self.written.tokens[-1].finish is not None:
+                return
+            async for token in self._task.generate(
+                feed, first, self._wanted, self.written, feed_last=True
+            ):
+                self._count()
+                yield token
+
+    def _start(self, session: Session, inputs: str | list[Any] | None) -> Chunk | Outputs:
+        session.generation = (self._wanted, self.written)
+        if inputs is not None:
+            return self._prompt(inputs)
+        if session.reply is None:
+            raise Invalid("the session has no inputs yet; send some", path="$.inputs")
+        return session.reply.outputs
+
+    def _resume(self, session: Session, after: int) -> Chunk | Outputs:
+        wanted, written = session.generation or (None, Written())
+        if wanted != self._wanted or after >= len(written.tokens) or session.reply is None:
+            raise Invalid(
+                "there is no such generation of this session to resume; resuming takes the same "
+                "request, with its seed, and the id of an event it sent",
+                path="Last-Event-ID",
+            )
+        last = written.tokens[-1]
+        if written.pending is not None and session.seq == (last.seq or 0) + 1:
+            # The stream was cut after the token was committed and before it was sent.
+            last = written.settle(session.seq)
+        if last.seq != session.seq:
+            raise Invalid("the session has moved on since that generation", path="Last-Event-ID")
+        self.written = written
+        self._seq = session.seq
+        return session.reply.outputs
+
+    def _count(self) -> None:
+        config = self._served.config
+        self._context.metrics.generated.labels(config.name, str(config.version)).inc()
+
+    def answer(self) -> GenerateAnswer:
+        """All that was written, once the last token is."""
+        config: ModelConfig = self._served.config
+        tokens = self.written.tokens
+        return GenerateAnswer(
+            model=config.name,
+            version=config.version,
+            text=self.written.text,
+            tokens=[token_answer(token) for token in tokens],
+            finish_reason=(tokens[-1].finish if tokens else None) or "interrupted",
+            seed=self.seed,
+            session=msgspec.UNSET if self._session is None else self._session.identity.id,
+            seq=msgspec.UNSET if self._seq is None else self._seq,
+        )
+
+
+def _generation(options: GenerateOptions) -> Generation:
+    stop = (options.stop,) if isinstance(options.stop, str) else options.stop
+    if "" in stop or len(stop) > 16:
+        raise Invalid("stop takes up to 16 strings, none of them empty", path="$.stop")
+    return Generation(
+        Sampling(options.temperature, options.top_k, options.top_p),
+        options.max_tokens,
+        secrets.randbits(53) if options.seed is None else options.seed,
+        stop,
+        options.ignore_eos,
+    )
+
+
+def token_answer(token: Token) -> TokenAnswer:
+    """A token as the API shows it."""
+    return TokenAnswer(
+        index=token.index,
+        id=token.id,
+        token=token.token,
+        text=token.text,
+        logprob=round(token.logprob, 6),
+        seq=msgspec.UNSET if token.seq is None else token.seq,
+    )

@@ -1,0 +1,152 @@
+"""Composition root: puts the parts together as one application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from service import __version__
+from service.api import documentation, http, operations, predict, sessions, stream
+from service.api.context import Context, Shutdown
+from service.api.middleware import Observed
+from service.engine.engine import Limits
+from service.engine.graph import choose_device
+from service.errors import MethodNotAllowed, ServiceError, UnknownRoute
+from service.journal.memory import MemoryJournal
+from service.metrics import Metrics
+from service.repository import Repository
+from service.sessions.table import Policy, Sessions
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_SWEEP_EVERY_S = 1.0
+
+
+def build_context(settings: Settings, clock: Callable[[], float] = time.monotonic) -> Context:
+    """The parts of a service, not running yet.
+
+    Args:
+        settings: Settings of the process.
+        clock: Monotonic seconds; a test may pass its own.
+    """
+    metrics = Metrics()
+    limits = Limits(
+        capacity=settings.max_resident,
+        max_pending=settings.max_pending,
+        max_pending_tokens=settings.max_pending_tokens,
+    )
+    repository = Repository(
+        settings.models,
+        choose_device(settings.device),
+        settings.threads,
+        limits,
+        metrics,
+        clock,
+    )
+    table = Sessions(
+        MemoryJournal(settings.max_tombstones),
+        repository.engine,
+        Policy(
+            max_sessions=settings.max_sessions,
+            evict_idle_s=settings.evict_idle_s,
+            snapshot_every=settings.snapshot_every,
+        ),
+        metrics,
+        clock,
+    )
+    return Context(settings, metrics, repository, table, Shutdown())
+
+
+def build(context: Context) -> FastAPI:
+    """The application around a context."""
+    app = FastAPI(
+        title="seqserve",
+        version=__version__,
+        summary="Sequence models with state kept per session.",
+        lifespan=_lifespan,
+        openapi_tags=[
+            {"name": "one-shot", "description": "Whole inputs; nothing is kept."},
+            {"name": "sessions", "description": "State kept between requests, exactly-once steps."},
+            {"name": "operations", "description": "Health, metrics, models."},
+        ],
+        description=(
+            "Beside these routes, the WebSocket `/v1/stream` carries many sessions on one socket and many steps "
+            "in one frame, as JSON text or MessagePack: see the user guide."
+        ),
+    )
+    app.state.context = context
+    for router in (operations.router, predict.router, sessions.router, stream.router):
+        app.include_router(router)
+    app.add_exception_handler(ServiceError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(Exception, _on_fault)
+    app.add_middleware(Observed, metrics=context.metrics)
+    documentation.install(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    context: Context = app.state.context
+    context.repository.find()
+    background = [
+        asyncio.create_task(context.repository.load()),
+        asyncio.create_task(_sweep(context)),
+    ]
+    for task in background:
+        task.add_done_callback(_report)
+    try:
+        yield
+    finally:
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(context.sessions.drain(), context.settings.drain_timeout_s)
+        await context.repository.close()
+
+
+async def _sweep(context: Context) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_EVERY_S)
+        await context.sessions.sweep()
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("background task ended", exc_info=error)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    context: Context = request.app.state.context
+    context.metrics.rejected.labels(error.code).inc()
+    return http.problem(error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 405:
+        return http.problem(MethodNotAllowed(f"{path} does not take {request.method}"))
+    return http.problem(UnknownRoute(f"there is no {path}"))
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    # Nobody reads it; the status is for the log and the metrics (nginx's "client closed request").
+    return Response(status_code=499)
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    log.error("unexpected error", exc_info=error)
+    return http.problem(ServiceError("an unexpected error; the log has it under this request's id"))
