@@ -82,8 +82,9 @@ config = $(or $(CONFIG),$(error name a configuration: make $@ CONFIG=training/co
 $(SERVING): pyproject.toml constraints.txt
 	$(call install,$(RUNTIME))
 
+# Compiling all of torch to bytecode would cost a minute; Python compiles what is imported.
 $(DEVELOPMENT): pyproject.toml constraints.txt
-	$(call install,$(RUNTIME)$(,)training$(,)dev)
+	$(call install,$(RUNTIME)$(,)training$(,)dev,--no-compile)
 
 , := ,
 define install
@@ -92,6 +93,6 @@ define install
 test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 @rm -f $(VENV)/.serving-* $(VENV)/.development-*
 @if $(BIN)/python -m pip show -q $(OTHER_RUNTIME) 2>/dev/null; then $(BIN)/python -m pip uninstall -y $(OTHER_RUNTIME); fi
-$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$1]'
+$(BIN)/python -m pip install --disable-pip-version-check $2 -c constraints.txt -e '.[$1]'
 @touch $@
 endef
