@@ -15,6 +15,14 @@ from training.data.download import DataError, Source, fetch
 
 END_OF_LINE = "<eos>"
 
+
+class Floor(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model must beat to be worth its size."""
+
+    name: str
+    perplexity: float
+
+
 _WIKITEXT_2 = (
     "https://raw.githubusercontent.com/pytorch/examples/"
     "77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2/"
@@ -29,6 +37,8 @@ WIKITEXT_2 = {
         sha256="f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
     ),
 }
+# Valid perplexity of the best count-based model we know, over the same 33,278 words.
+KNESER_NEY_5 = Floor(name="modified Kneser-Ney 5-gram", perplexity=232.5)
 LICENCE = "CC BY-SA 4.0 (text of English Wikipedia; Merity et al. 2016)"
 
 
@@ -39,11 +49,13 @@ class Corpus(msgspec.Struct, frozen=True, kw_only=True):
         train: Tokens to learn from.
         valid: Tokens to measure on.
         dataset: Name, licence and digests, for the provenance of a model.
+        floor: Perplexity on `valid` without a neural network, where it is known.
     """
 
     train: list[str]
     valid: list[str]
     dataset: Dataset
+    floor: Floor | None = None
 
 
 def tokens(text: str) -> list[str]:
@@ -70,14 +82,16 @@ def load(config: DataConfig, environ: Mapping[str, str] = os.environ) -> Corpus:
             content[split] = path.read_bytes()
         except OSError as error:
             raise DataError(f"{config.name}, split {split}: {error}") from None
+    known = config.name == "wikitext-2"
     return Corpus(
         train=tokens(content["train"].decode()),
         valid=tokens(content["valid"].decode()),
         dataset=Dataset(
             name=config.name,
-            licence=LICENCE if config.name == "wikitext-2" else config.licence,
+            licence=LICENCE if known else config.licence,
             sha256={f"{split}.txt": hashlib.sha256(data).hexdigest() for split, data in content.items()},
         ),
+        floor=KNESER_NEY_5 if known else None,
     )
 
 

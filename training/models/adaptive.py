@@ -106,19 +106,11 @@ class AdaptiveSoftmax(nn.Module):
         total = total + functional.cross_entropy(self.head(z), head_targets, reduction="sum")
         return total / targets.shape[0]
 
-    def scores(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores of every token, and what to subtract from them for the exact log-probability.
-
-        Args:
-            z: Features (..., E).
-
-        Returns:
-            Logits (..., V) and their log-sum-exp (...).
-        """
-        head = self.head(z)
-        size = self.factors.bounds[1]
-        parts = [head[..., :size]]
-        for i in range(1, len(self.factors.tables)):
-            gate = head[..., size + i - 1 : size + i]
+    def scores(self, z: Tensor) -> Tensor:
+        """Exact log p (..., V) of every token, in nats, for z (..., E)."""
+        head = functional.log_softmax(self.head(z), dim=-1)
+        words, gates = head.split([self.factors.bounds[1], len(self.tail_bias)], dim=-1)
+        parts = [words]
+        for i, gate in enumerate(gates.split(1, dim=-1), start=1) if gates.shape[-1] else ():
             parts.append(functional.log_softmax(self.tail(i, z), dim=-1) + gate)
-        return torch.cat(parts, dim=-1), head.logsumexp(dim=-1)
+        return torch.cat(parts, dim=-1)

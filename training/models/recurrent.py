@@ -90,10 +90,10 @@ class RecurrentLanguageModel(nn.Module):
         z, state = self.features(tokens, state)
         return self.softmax(z.flatten(0, 1), targets.flatten()), state
 
-    def scores(self, tokens: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """Logits (B, T, V), their log-sum-exp (B, T), and the next state."""
+    def scores(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Log-probabilities (B, T, V) in nats, and the next state."""
         z, state = self.features(tokens, state)
-        return *self.softmax.scores(z), state
+        return self.softmax.scores(z), state
 
 
 def _layer(config: ModelConfig, width: int) -> nn.Module:

@@ -1,0 +1,1 @@
+"""Trained models as directories that the service can load; the schema is `service.contract`."""

@@ -1,0 +1,38 @@
+"""golden.json: what the original model answers, rounded to what float32 can tell apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from service.contract import Golden, GoldenCase
+from training.export.bundle import Bundle, Case, initial_state
+from training.export.runtime import Array
+
+SIGNIFICANT_DIGITS = 7
+
+
+def golden(bundle: Bundle) -> Golden:
+    """The original's outputs and last state for every case of a bundle."""
+    return Golden(cases=tuple(_answer(bundle, case) for case in bundle.cases))
+
+
+def _answer(bundle: Bundle, case: Case) -> GoldenCase:
+    outputs, state = bundle.original(case.inputs, initial_state(bundle.config))
+    return GoldenCase(
+        inputs={name: value.tolist() for name, value in case.inputs.items()},
+        split=case.split,
+        outputs={name: rounded(outputs[name]) for name in bundle.golden_outputs},
+        state={
+            part.output_name: rounded(state[part.input_name]) for part in bundle.config.state
+        },
+    )
+
+
+def rounded(values: Array) -> list[Any]:
+    """Nested lists of an array, floats with seven significant digits."""
+    if not np.issubdtype(values.dtype, np.floating):
+        return list(values.tolist())
+    texts = [float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in values.ravel().tolist()]
+    return list(np.array(texts, dtype=np.float64).reshape(values.shape).tolist())

@@ -1,0 +1,100 @@
+"""Writes an export: everything into a temporary directory, through the gate, then into its place by one rename."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from service.contract import (
+    CARD_FILE,
+    CONFIG_FILE,
+    GOLDEN_FILE,
+    MODEL_FILE,
+    Metric,
+    ModelConfig,
+    digest,
+    encode,
+)
+from training.export import parity
+from training.export.bundle import Bundle
+from training.export.golden import golden
+from training.export.runtime import LoadedGraph
+
+
+def write(bundle: Bundle, root: Path) -> Path:
+    """Check a model and write it to `<root>/<name>/<version>`, replacing what is there.
+
+    Raises:
+        ParityError: The graph does not equal the original; nothing is written.
+    """
+    graph = LoadedGraph(bundle.model, bundle.config)
+    difference = parity.check(bundle, graph)
+    metrics = bundle.measure(graph)
+    files = {
+        MODEL_FILE: bundle.model,
+        GOLDEN_FILE: encode(golden(bundle), indent=None),
+        **bundle.files,
+    }
+    config = _completed(bundle.config, files, metrics)
+    target = root / config.name / str(config.version)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        for name, content in files.items():
+            (new / name).write_bytes(content)
+        (new / CONFIG_FILE).write_bytes(encode(config))
+        (new / CARD_FILE).write_text(card(bundle, config, files, difference))
+        if target.exists():
+            # A directory cannot be replaced in one step; the old one waits beside the new one.
+            target.rename(Path(temporary) / "old")
+        new.rename(target)
+    return target
+
+
+def _completed(
+    config: ModelConfig, files: dict[str, bytes], metrics: tuple[Metric, ...]
+) -> ModelConfig:
+    provenance = msgspec.structs.replace(config.provenance, metrics=metrics)
+    hashes = {name: digest(content) for name, content in files.items()}
+    return msgspec.structs.replace(config, files=hashes, provenance=provenance)
+
+
+def card(bundle: Bundle, config: ModelConfig, files: dict[str, bytes], difference: float) -> str:
+    """The model card: what it does, how well, from which data, how to make it again."""
+    provenance = config.provenance
+    quality = ["| measure | split | value | floor |", "| --- | --- | ---: | --- |"]
+    quality += [f"| {m.name} | {m.split} | {m.value:.4g} | {floor(m)} |" for m in provenance.metrics]
+    sizes = [f"| `{name}` | {len(content):,} |" for name, content in files.items()]
+    commands = provenance.command.replace(" && ", "\n")
+    return "\n".join(
+        [
+            f"# {config.name}, version {config.version}\n\n{config.description}.\n\n{bundle.card}",
+            "\n## Quality\n\nMeasured on the exported file.\n",
+            *quality,
+            f"\nLargest difference between the file and the original model: {difference:.2g}.",
+            f"\n## Make it again\n\n```\n{commands}\n```\n",
+            *_origin(config),
+            f"\n## Files\n\nState of one session: {config.state_nbytes:,} bytes.\n",
+            *["| file | bytes |", "| --- | ---: |", *sizes],
+            "",
+        ]
+    )
+
+
+def floor(metric: Metric) -> str:
+    """What to hold a metric against."""
+    return "" if metric.floor is None else f"{metric.floor:.4g} ({metric.floor_name})"
+
+
+def _origin(config: ModelConfig) -> Iterable[str]:
+    provenance = config.provenance
+    if provenance.seed is not None:
+        yield f"Seed {provenance.seed}, source at commit `{provenance.git_commit or 'unknown'}`, with"
+        yield ", ".join(f"{name} {version}" for name, version in provenance.versions.items()) + "."
+    for dataset in provenance.datasets:
+        yield f"\nData: {dataset.name}, licence {dataset.licence}. SHA-256:\n"
+        yield from (f"- `{name}` `{value}`" for name, value in dataset.sha256.items())

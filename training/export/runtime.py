@@ -1,0 +1,63 @@
+"""An exported graph in ONNX Runtime, one sequence or batch at a time. The only file here that touches the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from service.contract import ModelConfig
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+
+
+class LoadedGraph:
+    """A graph on the CPU.
+
+    Args:
+        model: Content of the ONNX file.
+        config: Names of its inputs, outputs and state.
+    """
+
+    def __init__(self, model: bytes, config: ModelConfig) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
+        self.config = config
+
+    def initial_state(self, batch_size: int) -> Arrays:
+        """State of fresh sessions, (B, *shape) each, by input name."""
+        return {
+            state.input_name: np.stack([state.initial_array()] * batch_size)
+            for state in self.config.state
+        }
+
+    def run(
+        self, inputs: Mapping[str, Array], lengths: Array, state: Arrays, *names: str
+    ) -> tuple[Arrays, Arrays]:
+        """Apply the graph once.
+
+        Args:
+            inputs: (B, T, *shape) each.
+            lengths: Valid time steps of each row (B,).
+            state: (B, *shape) each, by input name.
+            names: Outputs wanted; all of them if none is named.
+
+        Returns:
+            Outputs (B, T, *shape) by name, and the next state (B, *shape) by input name.
+        """
+        outputs = list(names) or [output.name for output in self.config.outputs]
+        states = [part.output_name for part in self.config.state]
+        feeds = {**inputs, self.config.lengths: lengths.astype(np.int32), **state}
+        values = self._session.run([*outputs, *states], feeds)
+        after = zip(self.config.state, values[len(outputs) :], strict=True)
+        return (
+            dict(zip(outputs, values, strict=False)),
+            {part.input_name: value for part, value in after},
+        )
