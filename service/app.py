@@ -148,5 +148,5 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
-    log.error("unexpected error", exc_info=error)
+    # uvicorn logs the traceback, with the request's id.
     return http.problem(ServiceError("an unexpected error; the log has it under this request's id"))

@@ -46,7 +46,7 @@ class GenerateOptions(Record, frozen=True, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=100, description="0 is greedy.")] = 1.0
     top_k: Annotated[int, Meta(ge=0, description="0 is the whole vocabulary.")] = 50
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     stop: str | tuple[str, ...] = ()
     ignore_eos: Annotated[bool, Meta(description="Go on past the end of a line.")] = False
     timeout_s: Timeout | None = None

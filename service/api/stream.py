@@ -170,11 +170,9 @@ class _Connection:
         writing = Writing(context, served, frame)
         async with aclosing(writing.from_session(session, frame.inputs, frame.seq, None)) as tokens:
             async for token in tokens:
-                fields = msgspec.to_builtins(token_answer(token))
                 self._seen[frame.session] = session.seq
-                await self._send(
-                    {"op": "token", "id": frame.id, "session": frame.session, **fields}, binary
-                )
+                reply = {"op": "token", "id": frame.id, "session": frame.session}
+                await self._send(reply | {"token": token_answer(token)}, binary)
                 if context.shutdown.began.is_set() and token.finish is None:
                     # The farewell of the socket says where to go on.
                     return

@@ -222,6 +222,8 @@ class NextWordTask:
         """
         passing = _FULL if self._needs_all(wanted.sampling) else ()
         outputs = (await step(first, passing))[0] if isinstance(first, Chunk) else first
+        if not written.tokens:
+            written.running = self._end_of(first)
         random = uniforms(wanted.seed, wanted.max_tokens)
         while len(written.tokens) < wanted.max_tokens:
             token, running = self._next(outputs, wanted, written, random)
@@ -236,6 +238,13 @@ class NextWordTask:
             yield written.settle(seq)
             if token.finish is not None:
                 return
+
+    def _end_of(self, first: Chunk | Outputs) -> Running:
+        """Where the text stands before the first token; some word or other when it is not known."""
+        if not isinstance(first, Chunk):
+            return Running(self._spec.unknown_token)
+        last = int(first.arrays[self._input.name][-1])
+        return Running(None if last == self._end else self._words[last])
 
     def _next(
         self, outputs: Outputs, wanted: Generation, written: Written, random: npt.NDArray[Any]
