@@ -84,7 +84,7 @@ async def _events(
         context.metrics.rejected.labels(error.code).inc()
         yield _event("error", http.problem_document(error))
         return
-    yield _event("done", writing.answer())
+    yield _event("done", writing.answer(with_tokens=False))
 
 
 async def _chain(first: list[Token], rest: AsyncGenerator[Token]) -> AsyncGenerator[Token]:

@@ -16,6 +16,7 @@ Seq = Annotated[
     int,
     Meta(ge=1, description="Number of the first input; sending the same number again is a retry."),
 ]
+Version = Annotated[int, Meta(ge=1, description="The newest that serves, if left out.")]
 Inputs = Annotated[list[Any], Meta(description="Inputs, as the model's task takes them.")]
 
 
@@ -27,6 +28,7 @@ class PredictRequest(Record, frozen=True, kw_only=True):
     """Whole inputs, each answered by itself."""
 
     inputs: Inputs
+    version: Version | None = None
     parameters: Parameters = Parameters()
     timeout_s: Timeout | None = None
 
@@ -55,6 +57,7 @@ class GenerateOptions(Record, frozen=True, kw_only=True):
 class GenerateRequest(GenerateOptions, frozen=True, kw_only=True):
     """A text to continue."""
 
+    version: Version | None = None
     inputs: Annotated[str | list[Any], Meta(description="Text, or a list of texts and token ids.")]
     stream: Annotated[bool, Meta(description="Answer with server-sent events.")] = False
 
@@ -79,12 +82,12 @@ class TokenAnswer(Answer, kw_only=True):
 
 
 class GenerateAnswer(Answer, kw_only=True):
-    """A generated text."""
+    """A generated text; the last event or frame of a stream leaves out the tokens it has sent."""
 
     model: str
     version: int
     text: str
-    tokens: list[TokenAnswer]
+    tokens: list[TokenAnswer] | UnsetType = UNSET
     finish_reason: str
     seed: int
     session: str | UnsetType = UNSET
@@ -95,7 +98,7 @@ class SessionOptions(Record, frozen=True, kw_only=True):
     """What a session is of."""
 
     model: str
-    version: Annotated[int, Meta(ge=1)] | None = None
+    version: Version | None = None
     ttl_s: (
         Annotated[float, Meta(gt=0, description="Idle seconds until the session expires.")] | None
     ) = None

@@ -104,4 +104,4 @@ async def generate(request: Request, session: str) -> Response:
     if body.stream:
         return await event_stream(request, context, writing, tokens, replayed=False)
     await http.while_connected(request, http.drained(tokens))
-    return http.answer(writing.answer())
+    return http.answer(writing.answer(with_tokens=True))

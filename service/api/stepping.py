@@ -213,7 +213,7 @@ class Writing:
         config = self._served.config
         self._context.metrics.generated.labels(config.name, str(config.version)).inc()
 
-    def answer(self) -> GenerateAnswer:
+    def answer(self, *, with_tokens: bool) -> GenerateAnswer:
         """All that was written, once the last token is."""
         config: ModelConfig = self._served.config
         tokens = self.written.tokens
@@ -221,7 +221,7 @@ class Writing:
             model=config.name,
             version=config.version,
             text=self.written.text,
-            tokens=[token_answer(token) for token in tokens],
+            tokens=[token_answer(each) for each in tokens] if with_tokens else msgspec.UNSET,
             finish_reason=(tokens[-1].finish if tokens else None) or "interrupted",
             seed=self.seed,
             session=msgspec.UNSET if self._session is None else self._session.identity.id,

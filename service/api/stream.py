@@ -176,7 +176,7 @@ class _Connection:
                 if context.shutdown.began.is_set() and token.finish is None:
                     # The farewell of the socket says where to go on.
                     return
-        fields = msgspec.to_builtins(writing.answer())
+        fields = msgspec.to_builtins(writing.answer(with_tokens=False))
         await self._send({"op": "generated", "id": frame.id, **fields}, binary)
 
     def _cancel(self, target: int | str) -> int:

@@ -155,7 +155,8 @@ class Sessions:
             ttl_s=ttl_s,
             created_at=self.wall_clock(),
         )
-        if session_id is None or session_id not in self._sessions:
+        await self._end_if_expired(identity.id)
+        if identity.id not in self._sessions:
             await self._make_room()
             if await self._journal.create(identity):
                 session = Session(identity, engine, epoch=1, used_at=self.clock())
@@ -177,12 +178,8 @@ class Sessions:
             UnknownSession: There is none, or it is another tenant's.
             SessionGone: It ended; says why and when.
         """
-        session = self._sessions.get(session_id)
-        if session is None:
-            session = await self._adopt(session_id)
-        elif session.idle_s(self.clock()) > session.identity.ttl_s:
-            await self._end(session, "ttl")
-            session = None
+        await self._end_if_expired(session_id)
+        session = self._sessions.get(session_id) or await self._adopt(session_id)
         if session is None:
             tombstone = await self._journal.tombstone(session_id)
             if tombstone is not None:
@@ -454,6 +451,11 @@ class Sessions:
             if session.idle:
                 await self._end(session, "ttl")
         return len(expired)
+
+    async def _end_if_expired(self, session_id: str) -> None:
+        session = self._sessions.get(session_id)
+        if session is not None and session.idle_s(self.clock()) > session.identity.ttl_s:
+            await self._end(session, "ttl")
 
     async def drain(self) -> None:
         """Wait for steps in flight, then snapshot every resident session."""
