@@ -43,7 +43,7 @@ class Settings:
         max_session_ttl_s: Longest time a session may name.
         evict_idle_s: When `max_sessions` is reached, the longest idle session may be evicted after this idle time.
         max_tombstones: Ended sessions remembered, to answer 410 instead of 404.
-        snapshot_every: Inputs between two snapshots of a session.
+        snapshot_every: Time steps between two snapshots of a session.
         drain_delay_s: On SIGTERM, time between failing readiness and refusing work, for load balancers to notice.
         drain_timeout_s: On SIGTERM, time that steps in flight get to end.
         log_level: Level of the log.

@@ -23,6 +23,7 @@ from service.engine.sampling import Sampling
 from service.errors import Invalid, NotStreaming, TooLarge
 from service.repository import Served
 from service.sessions.session import Chunk, Session, checked_id
+from service.sessions.slots import run_slot
 from service.sessions.table import Wanted
 from service.tasks.next_word import Generation, NextWordTask, Token, Written
 from service.tasks.protocol import Outputs, Parameters, join_pieces
@@ -132,11 +133,11 @@ class Writing:
 
     async def _from_text(self, chunk: Chunk) -> AsyncGenerator[Token]:
         engine, sessions = self._served.engine, self._context.sessions
-        slot = await sessions.take_slot(engine)
+        slot = await sessions.slots.take(engine)
 
         async def feed(chunk: Chunk, passing: tuple[str, ...]) -> tuple[Outputs, None]:
             outputs = self._task.outputs + passing
-            return await sessions.run_slot(engine, slot, chunk, outputs, self._deadline), None
+            return await run_slot(engine, slot, chunk, outputs, self._deadline), None
 
         try:
             async for token in self._task.generate(

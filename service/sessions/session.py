@@ -14,7 +14,7 @@ import numpy.typing as npt
 from service.engine.arena import Slot
 from service.engine.engine import Engine
 from service.errors import Invalid, PayloadMismatch, WrongSeq
-from service.journal.protocol import Identity, Reply
+from service.journal.protocol import Identity, Reply, Stored
 
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 
@@ -58,7 +58,7 @@ class Session:
         seq: Inputs committed.
         reply: Answer to the last request.
         slot: Where its state is; None while it is paged out.
-        log_length: Inputs committed since the last snapshot.
+        log_length: Time steps committed since the last snapshot.
         busy: Whether a step is in flight.
         held: Whether one caller keeps it over several steps.
         generation: The last generation, as its task left it, to be resumed by a caller that lost its stream.
@@ -76,6 +76,16 @@ class Session:
     busy: bool = False
     held: bool = False
     generation: tuple[Any, Any] | None = None
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """Model and version, as metrics name them."""
+        return self.identity.model, str(self.identity.version)
+
+    def take_over(self, stored: Stored) -> None:
+        """Stand where the journal says."""
+        self.epoch, self.seq, self.reply = stored.epoch, stored.seq, stored.reply
+        self.log_length = sum(len(next(iter(inputs.values()))) for inputs in stored.log)
 
     @property
     def idle(self) -> bool:

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from service.engine.arena import Slot
@@ -36,14 +35,12 @@ from service.journal.protocol import (
     Identity,
     Journal,
     Reply,
-    Snapshot,
-    Stored,
     Tombstone,
-    join_log,
 )
 from service.metrics import Metrics
 from service.sessions.commit import GroupCommit
 from service.sessions.session import Chunk, Session, find_retry
+from service.sessions.slots import Slots, run_slot
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +54,7 @@ class Policy:
     Attributes:
         max_sessions: Sessions in all.
         evict_idle_s: Idle time after which a session may be evicted when all are in use.
-        snapshot_every: Inputs between two snapshots.
+        snapshot_every: Time steps between two snapshots.
     """
 
     max_sessions: int
@@ -125,6 +122,7 @@ class Sessions:
         self.clock = clock
         self.wall_clock = wall_clock
         self._commit = GroupCommit(journal)
+        self.slots = Slots(journal, metrics)
         # In order of use, the longest unused first.
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -161,7 +159,7 @@ class Sessions:
             if await self._journal.create(identity):
                 session = Session(identity, engine, epoch=1, used_at=self.clock())
                 self._admit(session)
-                self._metrics.sessions_opened.labels(*_labels(session)).inc()
+                self._metrics.sessions_opened.labels(*session.labels).inc()
                 return session, True
         session = await self.find(identity.id, tenant)
         known = session.identity
@@ -250,7 +248,7 @@ class Sessions:
         retry = find_retry(session, seq, chunk)
         self._touch(session)
         if retry is not None:
-            self._metrics.duplicate_steps.labels(*_labels(session)).inc()
+            self._metrics.duplicate_steps.labels(*session.labels).inc()
             return Applied(retry.first, session.seq, retry.outputs, duplicate=True)
         session.busy = True
         left = _Caller()
@@ -269,7 +267,7 @@ class Sessions:
     ) -> Applied:
         try:
             if session.slot is None:
-                await self._wake(session)
+                await self.slots.wake(session)
             slot = session.slot
             assert slot is not None
             first = session.seq + 1
@@ -284,9 +282,9 @@ class Sessions:
             )
             await self._commit_or_drop(session, entry)
             session.seq, session.reply = entry.seq, reply
-            session.log_length += len(chunk.ends)
+            session.log_length += chunk.length
             if session.log_length >= self._policy.snapshot_every:
-                await self._snapshot(session)
+                await self.slots.snapshot(session)
             return Applied(first, session.seq, outputs, duplicate=False)
         finally:
             session.busy = False
@@ -305,7 +303,7 @@ class Sessions:
             return await future
         except Exception:
             if work.done:
-                self._drop_slot(session)
+                self.slots.drop(session)
             raise
 
     async def _commit_or_drop(self, session: Session, entry: Entry) -> None:
@@ -313,11 +311,11 @@ class Sessions:
         try:
             await self._commit.commit(entry)
         except SessionFenced:
-            self._drop_slot(session)
+            self.slots.drop(session)
             self._remove(session)
             raise
         except Exception:
-            self._drop_slot(session)
+            self.slots.drop(session)
             raise
 
     async def run_once(
@@ -329,93 +327,11 @@ class Sessions:
             Overloaded: Every slot has a step in flight.
             ServiceError: See `Engine.submit`.
         """
-        slot = await self.take_slot(engine)
+        slot = await self.slots.take(engine)
         try:
-            return await self.run_slot(engine, slot, chunk, outputs, deadline)
+            return await run_slot(engine, slot, chunk, outputs, deadline)
         finally:
             engine.give_back(slot)
-
-    # Slots.
-
-    @staticmethod
-    async def run_slot(
-        engine: Engine, slot: Slot, chunk: Chunk, outputs: tuple[str, ...], deadline: float
-    ) -> Outputs:
-        """One step of a slot without a session; a caller that leaves lets it drop."""
-        work, future = engine.submit(slot, chunk.arrays, chunk.ends, outputs, deadline)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            work.cancelled = True
-            raise
-
-    async def take_slot(self, engine: Engine) -> Slot:
-        """A slot with the initial state; pages out the longest unused session if all are taken.
-
-        Raises:
-            Overloaded: Every slot has a step in flight.
-        """
-        slot = engine.take()
-        while slot is None:
-            await self._page_out(self._longest_unused(engine))
-            slot = engine.take()
-        return slot
-
-    def _longest_unused(self, engine: Engine) -> Session:
-        for session in self._sessions.values():
-            if session.engine is engine and session.slot is not None and session.idle:
-                return session
-        raise Overloaded(
-            f"every slot of model {engine.config.name} has a step in flight", retry_after_s=1
-        )
-
-    async def _page_out(self, session: Session) -> None:
-        session.busy = True
-        try:
-            await self._snapshot(session)
-            self._drop_slot(session)
-            self._metrics.sessions_paged.labels(*_labels(session), "out").inc()
-        finally:
-            session.busy = False
-
-    async def _wake(self, session: Session) -> None:
-        """Give a session its slot back: load the nearest snapshot, fold the rest of the log."""
-        identity = session.identity
-        stored = await self._journal.fence(identity.id)
-        if stored is None:
-            self._remove(session)
-            raise UnknownSession(f"there is no session {identity.id}")
-        _take_over(session, stored)
-        slot = await self.take_slot(session.engine)
-        try:
-            if stored.snapshot is not None:
-                session.engine.write(slot, stored.snapshot.state)
-            if stored.log:
-                inputs = join_log(stored.log)
-                length = len(next(iter(inputs.values())))
-                chunk = Chunk(inputs, np.array([length - 1], np.intp))
-                await self.run_slot(session.engine, slot, chunk, (), float("inf"))
-        except BaseException:
-            session.engine.give_back(slot)
-            raise
-        session.slot = slot
-        self._metrics.sessions_resident.labels(*_labels(session)).inc()
-        if stored.seq:
-            self._metrics.sessions_paged.labels(*_labels(session), "in").inc()
-
-    async def _snapshot(self, session: Session) -> None:
-        if session.slot is None or session.log_length == 0:
-            return
-        state = session.engine.read(session.slot)
-        snapshot = Snapshot(session.seq, state)
-        if await self._journal.snapshot(session.identity.id, session.epoch, snapshot):
-            session.log_length = 0
-
-    def _drop_slot(self, session: Session) -> None:
-        if session.slot is not None:
-            session.engine.give_back(session.slot)
-            session.slot = None
-            self._metrics.sessions_resident.labels(*_labels(session)).dec()
 
     # Life and death.
 
@@ -427,7 +343,7 @@ class Sessions:
         identity = stored.identity
         engine = self._find_engine(identity.model, identity.version)
         session = Session(identity, engine, stored.epoch, used_at=self.clock())
-        _take_over(session, stored)
+        session.take_over(stored)
         self._admit(session)
         return session
 
@@ -441,7 +357,7 @@ class Sessions:
                 retry_after_s=5,
             )
         await self._end(session, "evicted")
-        self._metrics.sessions_evicted.labels(*_labels(session)).inc()
+        self._metrics.sessions_evicted.labels(*session.labels).inc()
 
     async def sweep(self) -> int:
         """End every session whose time to live has passed; returns how many."""
@@ -462,27 +378,28 @@ class Sessions:
         while self._tasks:
             await asyncio.wait(self._tasks)
         for session in list(self._sessions.values()):
-            await self._snapshot(session)
+            await self.slots.snapshot(session)
 
     async def _end(self, session: Session, reason: str) -> None:
         # Busy until the journal has it, so that nobody steps or adopts a session that is ending.
         session.busy = True
         ended = await self._journal.end(session.identity.id, Tombstone(reason, self.wall_clock()))
-        self._drop_slot(session)
+        self.slots.drop(session)
         self._remove(session)
         if ended:
-            self._metrics.sessions_expired.labels(*_labels(session), reason).inc()
+            self._metrics.sessions_expired.labels(*session.labels, reason).inc()
 
     def _admit(self, session: Session) -> None:
         self._sessions[session.identity.id] = session
-        self._metrics.sessions.labels(*_labels(session)).inc()
+        self._metrics.sessions.labels(*session.labels).inc()
 
     def _remove(self, session: Session) -> None:
         if self._sessions.pop(session.identity.id, None) is not None:
-            self._metrics.sessions.labels(*_labels(session)).dec()
+            self._metrics.sessions.labels(*session.labels).dec()
 
     def _touch(self, session: Session) -> None:
         session.used_at = self.clock()
+        self.slots.touch(session)
         if session.identity.id in self._sessions:
             self._sessions.move_to_end(session.identity.id)
 
@@ -500,11 +417,6 @@ class _Caller:
             self.work.cancelled = True
 
 
-def _take_over(session: Session, stored: Stored) -> None:
-    session.epoch, session.seq, session.reply = stored.epoch, stored.seq, stored.reply
-    session.log_length = len(stored.log)
-
-
 def _check_idle(session: Session, *, held: bool = False) -> None:
     if session.busy or (session.held and not held):
         raise SessionBusy(
@@ -512,10 +424,6 @@ def _check_idle(session: Session, *, held: bool = False) -> None:
             committed=session.seq,
             expected=session.seq + 1,
         )
-
-
-def _labels(session: Session) -> tuple[str, str]:
-    return session.identity.model, str(session.identity.version)
 
 
 def _forget(task: asyncio.Task[Any]) -> None:

@@ -1,0 +1,130 @@
+"""Which sessions have their state in memory: gives out slots, pages sessions out, wakes them again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service.engine.arena import Slot
+from service.engine.engine import Engine
+from service.errors import Overloaded, UnknownSession
+from service.journal.protocol import Journal, Snapshot, Stored, join_log
+from service.metrics import Metrics
+from service.sessions.session import Chunk, Session
+
+Outputs = Mapping[str, npt.NDArray[Any]]
+
+
+class Slots:
+    """Slots of all engines, and the sessions that hold them.
+
+    Args:
+        journal: Where sessions are kept.
+        metrics: Where counts go.
+    """
+
+    def __init__(self, journal: Journal, metrics: Metrics) -> None:
+        self._journal = journal
+        self._metrics = metrics
+        # Holders of each engine's slots in order of use, the longest unused first.
+        self._holders: dict[Engine, OrderedDict[Session, None]] = {}
+
+    async def take(self, engine: Engine) -> Slot:
+        """A slot with the initial state; pages out the longest unused session if all are taken.
+
+        Raises:
+            Overloaded: Every slot has a step in flight.
+        """
+        slot = engine.take()
+        while slot is None:
+            await self._page_out(self._longest_unused(engine))
+            slot = engine.take()
+        return slot
+
+    async def wake(self, session: Session) -> None:
+        """Give a session its slot back: load the nearest snapshot, fold the rest of the log.
+
+        Raises:
+            UnknownSession: The journal has no such session.
+            Overloaded: Every slot has a step in flight.
+        """
+        stored = await self._journal.fence(session.identity.id)
+        if stored is None:
+            raise UnknownSession(f"there is no session {session.identity.id}")
+        session.take_over(stored)
+        slot = await self.take(session.engine)
+        try:
+            await _fold(session.engine, slot, stored)
+        except BaseException:
+            session.engine.give_back(slot)
+            raise
+        session.slot = slot
+        self._holders.setdefault(session.engine, OrderedDict())[session] = None
+        self._metrics.sessions_resident.labels(*session.labels).inc()
+        if stored.seq:
+            self._metrics.sessions_paged.labels(*session.labels, "in").inc()
+
+    async def snapshot(self, session: Session) -> None:
+        """Give the journal the state of a session with no step in flight, if it has none as new."""
+        if session.slot is None or session.log_length == 0:
+            return
+        snapshot = Snapshot(session.seq, session.engine.read(session.slot))
+        if await self._journal.snapshot(session.identity.id, session.epoch, snapshot):
+            session.log_length = 0
+
+    def drop(self, session: Session) -> None:
+        """Take a session's slot away; the journal has all that is needed to wake it."""
+        if session.slot is not None:
+            session.engine.give_back(session.slot)
+            session.slot = None
+            del self._holders[session.engine][session]
+            self._metrics.sessions_resident.labels(*session.labels).dec()
+
+    def touch(self, session: Session) -> None:
+        """Note that a session is in use."""
+        if session.slot is not None:
+            self._holders[session.engine].move_to_end(session)
+
+    def _longest_unused(self, engine: Engine) -> Session:
+        for session in self._holders.get(engine, ()):
+            if session.idle:
+                return session
+        raise Overloaded(
+            f"every slot of model {engine.config.name} has a step in flight", retry_after_s=1
+        )
+
+    async def _page_out(self, session: Session) -> None:
+        session.busy = True
+        try:
+            await self.snapshot(session)
+            self.drop(session)
+            self._metrics.sessions_paged.labels(*session.labels, "out").inc()
+        finally:
+            session.busy = False
+
+
+async def _fold(engine: Engine, slot: Slot, stored: Stored) -> None:
+    """Bring a fresh slot to the state the journal describes."""
+    if stored.snapshot is not None:
+        engine.write(slot, stored.snapshot.state)
+    if stored.log:
+        inputs = join_log(stored.log)
+        length = len(next(iter(inputs.values())))
+        await run_slot(engine, slot, Chunk(inputs, np.array([length - 1], np.intp)), (), np.inf)
+
+
+async def run_slot(
+    engine: Engine, slot: Slot, chunk: Chunk, outputs: tuple[str, ...], deadline: float
+) -> Outputs:
+    """One step of a slot; a caller that leaves lets it drop."""
+    work, future = engine.submit(slot, chunk.arrays, chunk.ends, outputs, deadline)
+    try:
+        return await future
+    except asyncio.CancelledError:
+        work.cancelled = True
+        raise
