@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ class Server(uvicorn.Server):
     """uvicorn, with a drain between the signal and the shutdown.
 
     On the first SIGTERM or SIGINT readiness fails; after `drain_delay_s` new work is refused and streams end with a
-    hint where to resume; then uvicorn closes. A second signal closes at once.
+    hint where to resume; then uvicorn closes, and the process ends with status 0. A second signal closes at once.
     """
 
     def __init__(self, config: uvicorn.Config, context: Context) -> None:
@@ -45,15 +44,16 @@ class Server(uvicorn.Server):
             super().handle_exit(sig, frame)
             return
         self._context.shutdown.announced = True
-        self._loop.call_soon_threadsafe(self._begin, sig)
+        self._loop.call_soon_threadsafe(self._begin)
 
-    def _begin(self, sig: int) -> None:
-        self._drain = asyncio.create_task(self._wind_down(sig))
+    def _begin(self) -> None:
+        self._drain = asyncio.create_task(self._wind_down())
 
-    async def _wind_down(self, sig: int) -> None:
+    async def _wind_down(self) -> None:
         await asyncio.sleep(self._context.settings.drain_delay_s)
         self._context.shutdown.began.set()
-        super().handle_exit(sig, None)
+        # Not by `handle_exit`: uvicorn raises a signal again that it got, and a drained process ends with status 0.
+        self.should_exit = True
 
 
 def serve(settings: Settings) -> None:
@@ -116,12 +116,7 @@ def main() -> None:
         parser.error(f"{settings.models} is not a directory")
     if arguments.command == "models":
         raise SystemExit(list_models(settings.models))
-    # Ctrl-C ends the program by the signal's own exit status, without a traceback.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        serve(settings)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    serve(settings)
 
 
 if __name__ == "__main__":

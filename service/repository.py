@@ -134,18 +134,27 @@ class Repository:
             loaded = await asyncio.to_thread(
                 load_model, entry.directory, entry.name, entry.version, self._device, self._threads
             )
+            metrics = EngineMetrics(self._metrics, entry.name, entry.version)
+            engine = Engine(loaded.graph, self._limits, metrics, self._clock)
         except (ContractError, OSError) as error:
-            entry.state, entry.reason = "refused", str(error)
-            log.error("model %s version %d is refused: %s", entry.name, entry.version, error)
+            self._refuse(entry, str(error))
             return
-        metrics = EngineMetrics(self._metrics, entry.name, entry.version)
-        engine = Engine(loaded.graph, self._limits, metrics, self._clock)
+        except Exception as error:
+            # Files can be wrong in ways nobody thought of; the other models are to serve all the same.
+            log.exception("model %s version %d cannot be loaded", entry.name, entry.version)
+            self._refuse(entry, f"{type(error).__name__}: {error}")
+            return
         engine.start()
         entry.served = Served(loaded.config, engine, loaded.task)
         entry.state = "ready"
         entry.load_s = time.monotonic() - started
         self._metrics.model_ready.labels(*labels).set(1)
         log.info("model %s version %s is ready after %.2f s", *labels, entry.load_s)
+
+    @staticmethod
+    def _refuse(entry: Entry, reason: str) -> None:
+        entry.state, entry.reason = "refused", reason
+        log.error("model %s version %d is refused: %s", entry.name, entry.version, reason)
 
     def get(self, name: str, version: int | None = None) -> Served:
         """A model that serves; without a version the newest that does.

@@ -281,6 +281,11 @@ class Engine:
         states = [state.output_name for state in self.config.state]
         result = self.graph.run(feeds, wanted + states)
         finite = _finite_rows(result, wanted, states, lengths)
+        # Whatever may raise comes before the first write, so that rows can be run again one by one.
+        kept = [
+            _kept(work, row, length, result) if finite[row] else None
+            for row, (work, length) in enumerate(zip(batch.works, batch.lengths, strict=True))
+        ]
         if finite.all():
             self._arena.scatter(slots, result)
         else:
@@ -289,7 +294,8 @@ class Engine:
         failures: list[Exception | None] = []
         for row, (work, length) in enumerate(zip(batch.works, batch.lengths, strict=True)):
             if finite[row]:
-                _keep(work, row, length, result)
+                if (part := kept[row]) is not None:
+                    work.parts.append(part)
                 work.done += length
                 failures.append(None)
             else:
@@ -321,13 +327,13 @@ def _finite_rows(
     return finite
 
 
-def _keep(work: Work, row: int, length: int, result: Outputs) -> None:
-    """Store the wanted outputs of the `length` time steps of `row` that start at `work.done`."""
+def _kept(work: Work, row: int, length: int, result: Outputs) -> Outputs | None:
+    """The wanted outputs of the `length` time steps of `row` that start at `work.done`, if any are wanted."""
     first, last = np.searchsorted(work.keep, (work.done, work.done + length))
     if first == last and (work.parts or work.done + length < work.length):
-        return
+        return None
     positions = work.keep[first:last] - work.done
-    work.parts.append({name: result[name][row, positions] for name in work.outputs})
+    return {name: result[name][row, positions] for name in work.outputs}
 
 
 def _join(work: Work) -> Outputs:

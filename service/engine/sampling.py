@@ -54,7 +54,9 @@ def choose(scores: Array, how: Sampling, uniform: Array, banned: Array | None = 
         rank = np.cumsum(np.isfinite(allowed), axis=1)
         allowed[rank > how.top_k] = -np.inf
     allowed -= allowed.max(axis=1, keepdims=True)
-    weights = np.exp(allowed / how.temperature)
+    with np.errstate(over="ignore"):
+        # A tiny temperature sends all but the best to -infinity, as it should.
+        weights = np.exp(allowed / how.temperature)
     cumulative = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
     if how.top_p < 1.0:
         # A candidate stays while those before it have not reached top_p yet.

@@ -78,6 +78,7 @@ class Scheduler:
 
     def __init__(self, limits: Batching) -> None:
         self._limits = limits
+        self._longest = min(limits.max_chunk_length, limits.max_batch_tokens)
         self._queues: dict[int, deque[tuple[int, Work]]] = {}
         self._arrivals = 0
 
@@ -86,8 +87,8 @@ class Scheduler:
 
     def add(self, work: Work) -> None:
         """Queue new work, or work with time steps left after a batch."""
-        chunk = min(work.length - work.done, self._limits.max_chunk_length)
-        self._queues.setdefault(_size_class(chunk), deque()).append((self._arrivals, work))
+        queue = self._queues.setdefault(_size_class(self._chunk(work)), deque())
+        queue.append((self._arrivals, work))
         self._arrivals += 1
 
     def extend(self, works: Iterable[Work]) -> None:
@@ -137,7 +138,7 @@ class Scheduler:
         return Batch(tuple(works), lengths, max(lengths))
 
     def _chunk(self, work: Work) -> int:
-        return min(work.length - work.done, self._limits.max_chunk_length)
+        return min(work.length - work.done, self._longest)
 
 
 def _oldest(queue: deque[tuple[int, Work]]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,8 @@ from service.errors import Overloaded, UnknownSession
 from service.journal.protocol import Journal, Snapshot, Stored, join_log
 from service.metrics import Metrics
 from service.sessions.session import Chunk, Session
+
+log = logging.getLogger(__name__)
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 
@@ -70,11 +73,19 @@ class Slots:
             self._metrics.sessions_paged.labels(*session.labels, "in").inc()
 
     async def snapshot(self, session: Session) -> None:
-        """Give the journal the state of a session with no step in flight, if it has none as new."""
+        """Give the journal the state of a session with no step in flight, if it has none as new.
+
+        A store that fails here costs nothing but a longer log, so nobody has to know but the operator.
+        """
         if session.slot is None or session.log_length == 0:
             return
         snapshot = Snapshot(session.seq, session.engine.read(session.slot))
-        if await self._journal.snapshot(session.identity.id, session.epoch, snapshot):
+        try:
+            taken = await self._journal.snapshot(session.identity.id, session.epoch, snapshot)
+        except Exception:
+            log.exception("no snapshot of session %s", session.identity.id)
+            return
+        if taken:
             session.log_length = 0
 
     def drop(self, session: Session) -> None:

@@ -157,8 +157,7 @@ class Sessions:
         if identity.id not in self._sessions:
             await self._make_room()
             if await self._journal.create(identity):
-                session = Session(identity, engine, epoch=1, used_at=self.clock())
-                self._admit(session)
+                session = self._admit(Session(identity, engine, epoch=1, used_at=self.clock()))
                 self._metrics.sessions_opened.labels(*session.labels).inc()
                 return session, True
         session = await self.find(identity.id, tenant)
@@ -248,11 +247,10 @@ class Sessions:
         retry = find_retry(session, seq, chunk)
         self._touch(session)
         if retry is not None:
-            self._metrics.duplicate_steps.labels(*session.labels).inc()
-            return Applied(retry.first, session.seq, retry.outputs, duplicate=True)
+            return self._duplicate(session, retry)
         session.busy = True
         left = _Caller()
-        task = asyncio.create_task(self._apply(session, chunk, wanted, left))
+        task = asyncio.create_task(self._apply(session, chunk, wanted, seq, left))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
@@ -262,12 +260,21 @@ class Sessions:
             task.add_done_callback(_forget)
             raise
 
+    def _duplicate(self, session: Session, retry: Reply) -> Applied:
+        self._metrics.duplicate_steps.labels(*session.labels).inc()
+        return Applied(retry.first, session.seq, retry.outputs, duplicate=True)
+
     async def _apply(
-        self, session: Session, chunk: Chunk, wanted: Wanted, caller: _Caller
+        self, session: Session, chunk: Chunk, wanted: Wanted, seq: int | None, caller: _Caller
     ) -> Applied:
         try:
             if session.slot is None:
-                await self.slots.wake(session)
+                await self._wake(session)
+                # The journal may know more than this process did: a commit that was reported failed, or another
+                # owner's. So the question is asked again.
+                retry = find_retry(session, seq, chunk)
+                if retry is not None:
+                    return self._duplicate(session, retry)
             slot = session.slot
             assert slot is not None
             first = session.seq + 1
@@ -289,6 +296,13 @@ class Sessions:
         finally:
             session.busy = False
             self._touch(session)
+
+    async def _wake(self, session: Session) -> None:
+        try:
+            await self.slots.wake(session)
+        except UnknownSession:
+            self._remove(session)
+            raise
 
     async def _run(
         self, session: Session, slot: Slot, chunk: Chunk, wanted: Wanted, caller: _Caller
@@ -344,8 +358,7 @@ class Sessions:
         engine = self._find_engine(identity.model, identity.version)
         session = Session(identity, engine, stored.epoch, used_at=self.clock())
         session.take_over(stored)
-        self._admit(session)
-        return session
+        return self._admit(session)
 
     async def _make_room(self) -> None:
         if len(self._sessions) < self._policy.max_sessions:
@@ -365,7 +378,11 @@ class Sessions:
         expired = [s for s in self._sessions.values() if s.idle_s(now) > s.identity.ttl_s]
         for session in expired:
             if session.idle:
-                await self._end(session, "ttl")
+                try:
+                    await self._end(session, "ttl")
+                except Exception:
+                    # The store failed; the next sweep tries again, and the others are not to wait for it.
+                    log.exception("session %s could not be ended", session.identity.id)
         return len(expired)
 
     async def _end_if_expired(self, session_id: str) -> None:
@@ -383,18 +400,27 @@ class Sessions:
     async def _end(self, session: Session, reason: str) -> None:
         # Busy until the journal has it, so that nobody steps or adopts a session that is ending.
         session.busy = True
-        ended = await self._journal.end(session.identity.id, Tombstone(reason, self.wall_clock()))
+        tombstone = Tombstone(reason, self.wall_clock())
+        try:
+            ended = await self._journal.end(session.identity.id, tombstone)
+        except BaseException:
+            session.busy = False
+            raise
         self.slots.drop(session)
         self._remove(session)
         if ended:
             self._metrics.sessions_expired.labels(*session.labels, reason).inc()
 
-    def _admit(self, session: Session) -> None:
-        self._sessions[session.identity.id] = session
-        self._metrics.sessions.labels(*session.labels).inc()
+    def _admit(self, session: Session) -> Session:
+        """The session of that id: this one, or the one that another caller admitted meanwhile."""
+        known = self._sessions.setdefault(session.identity.id, session)
+        if known is session:
+            self._metrics.sessions.labels(*session.labels).inc()
+        return known
 
     def _remove(self, session: Session) -> None:
-        if self._sessions.pop(session.identity.id, None) is not None:
+        if self._sessions.get(session.identity.id) is session:
+            del self._sessions[session.identity.id]
             self._metrics.sessions.labels(*session.labels).dec()
 
     def _touch(self, session: Session) -> None:
