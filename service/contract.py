@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -29,6 +29,7 @@ GOLDEN_FILE = "golden.json"
 CARD_FILE = "README.md"
 
 DType = Literal["float32", "float64", "int32", "int64"]
+Size = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class ContractError(ValueError):
@@ -50,7 +51,7 @@ class Tensor(Record, frozen=True, kw_only=True):
 
     name: str
     dtype: DType
-    shape: tuple[int, ...] = ()
+    shape: tuple[Size, ...] = ()
 
 
 class StateTensor(Record, frozen=True, kw_only=True):
@@ -66,7 +67,7 @@ class StateTensor(Record, frozen=True, kw_only=True):
 
     input_name: str
     output_name: str
-    shape: tuple[int, ...]
+    shape: tuple[Size, ...]
     dtype: DType = "float32"
     initial: float | tuple[float, ...] = 0.0
 
@@ -91,9 +92,9 @@ class Batching(Record, frozen=True, kw_only=True):
         max_batch_tokens: Rows times padded time steps of one batch.
     """
 
-    max_batch_size: int = 64
-    max_chunk_length: int = 64
-    max_batch_tokens: int = 2048
+    max_batch_size: Size = 64
+    max_chunk_length: Size = 64
+    max_batch_tokens: Size = 2048
 
 
 class NextWord(Record, frozen=True, kw_only=True, tag="next_word", tag_field="name"):
@@ -112,8 +113,9 @@ class NextWord(Record, frozen=True, kw_only=True, tag="next_word", tag_field="na
     """
 
     tokenizer: str = "tokenizer.json"
-    vocab_size: int
-    top_k: int
+    vocab_size: Size
+    # More than one, since the best may be the unknown word.
+    top_k: Annotated[int, msgspec.Meta(ge=2)]
     unknown_token: str = "<unk>"
     end_token: str = "<eos>"
 
@@ -199,7 +201,7 @@ class ModelConfig(Record, frozen=True, kw_only=True):
 
     schema_version: int
     name: str
-    version: int
+    version: Size
     description: str
     architecture: str
     task: TaskSpec
@@ -267,7 +269,35 @@ def decode_config(data: bytes) -> ModelConfig:
                 f"{CONFIG_FILE}: state {state.input_name} of shape {state.shape} has "
                 f"{len(state.initial)} initial values"
             )
+    _check_task(config)
     return config
+
+
+def _check_task(config: ModelConfig) -> None:
+    """Raise `ContractError` unless the graph takes and gives what the task speaks of."""
+    task = config.task
+    if isinstance(task, Tensors):
+        return
+    if len(config.inputs) != 1:
+        raise ContractError(f"{CONFIG_FILE}: the task takes one input, not {len(config.inputs)}")
+    due: dict[str, tuple[int, ...]]
+    if isinstance(task, NextWord):
+        due = {"logits": (task.vocab_size,), "logsumexp": ()}
+        due |= dict.fromkeys(("top_scores", "top_indices"), (task.top_k,))
+    else:
+        due = {"scores": (len(task.labels),)}
+        for symbol, value in task.symbols.items():
+            if (len(value),) != config.inputs[0].shape:
+                raise ContractError(
+                    f"{CONFIG_FILE}: symbol {symbol} has {len(value)} numbers, the input shape "
+                    f"{config.inputs[0].shape}"
+                )
+    shapes = {tensor.name: tensor.shape for tensor in config.outputs}
+    for name, shape in due.items():
+        if shapes.get(name) != shape:
+            raise ContractError(
+                f"{CONFIG_FILE}: the task needs an output {name} of shape {shape}, declared is {shapes.get(name)}"
+            )
 
 
 def decode_golden(data: bytes) -> Golden:
