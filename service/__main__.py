@@ -51,15 +51,18 @@ class Server(uvicorn.Server):
 
     async def _wind_down(self) -> None:
         await asyncio.sleep(self._context.settings.drain_delay_s)
-        self._context.shutdown.began.set()
+        shutdown = self._context.shutdown
+        shutdown.began.set()
+        if shutdown.sockets:
+            # uvicorn would close them at once, before they have said where to go on.
+            await asyncio.wait(shutdown.sockets, timeout=self._context.settings.drain_timeout_s)
         # Not by `handle_exit`: uvicorn raises a signal again that it got, and a drained process ends with status 0.
         self.should_exit = True
 
 
-def serve(settings: Settings) -> None:
-    """Run the service until a signal."""
-    logs.configure(settings.log_level)
-    context = build_context(settings)
+def make_server(context: Context) -> Server:
+    """The HTTP server around a context, not running yet."""
+    settings = context.settings
     config = uvicorn.Config(
         build(context),
         host=settings.host,
@@ -73,7 +76,13 @@ def serve(settings: Settings) -> None:
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
     )
-    Server(config, context).run()
+    return Server(config, context)
+
+
+def serve(settings: Settings) -> None:
+    """Run the service until a signal."""
+    logs.configure(settings.log_level)
+    make_server(build_context(settings)).run()
 
 
 def list_models(directory: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.requests import HTTPConnection
 
@@ -23,10 +24,12 @@ class Shutdown:
     Attributes:
         announced: Readiness fails, so that load balancers look elsewhere; requests are still served.
         began: New work is refused and streams end with a hint where to resume.
+        sockets: Tasks that serve a WebSocket; each ends after its farewell.
     """
 
     announced: bool = False
     began: asyncio.Event = field(default_factory=asyncio.Event)
+    sockets: set[asyncio.Task[Any]] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)

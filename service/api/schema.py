@@ -10,7 +10,9 @@ from msgspec import UNSET, Meta, UnsetType
 from service.contract import Metric, Record, StateTensor, TaskSpec, Tensor
 from service.tasks.protocol import Parameters
 
-Id = int | str | None
+# Not beyond 64 bits: it is sent back, and MessagePack has no larger numbers.
+FrameNumber = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Id = FrameNumber | str | None
 Timeout = Annotated[float, Meta(gt=0, description="Seconds until the request is given up.")]
 Seq = Annotated[
     int,
@@ -229,7 +231,7 @@ class GenerateFrame(GenerateOptions, frozen=True, kw_only=True, tag="generate", 
 class CancelFrame(Record, frozen=True, kw_only=True, tag="cancel", tag_field="op"):
     """Give up the frame with the id `target`: what is not running yet is dropped."""
 
-    target: int | str
+    target: FrameNumber | str
     id: Id = None
 
 

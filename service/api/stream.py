@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
@@ -42,11 +42,15 @@ async def stream(socket: WebSocket) -> None:
     """Serve one socket until either side closes it."""
     context = context_of(socket)
     await socket.accept()
+    task = asyncio.current_task()
+    assert task is not None
+    context.shutdown.sockets.add(task)
     context.metrics.sockets.inc()
     try:
         await _Connection(socket, context).serve()
     finally:
         context.metrics.sockets.dec()
+        context.shutdown.sockets.discard(task)
 
 
 class _Connection:
@@ -100,6 +104,7 @@ class _Connection:
 
     async def _serve_frame(self, data: Any, binary: bool) -> None:
         identifier: Id = None
+        failure: ServiceError | None = None
         try:
             frame: Frame = http.decode(data, Frame, msgspec.msgpack if binary else msgspec.json)
             identifier = frame.id
@@ -108,13 +113,18 @@ class _Connection:
             self._tasks[task] = identifier
             self._context.metrics.frames.labels(frame.__struct_config__.tag).inc()
             await self._answer(frame, binary)
-        except ServiceError as error:
-            await self._send(
-                {"op": "error", "id": identifier, "error": self._problem(error)}, binary
-            )
-        except (WebSocketDisconnect, RuntimeError) as error:
-            # The client left while its answer was on the way; uvicorn and Starlette say so in two ways.
+        except _ClientLeft as error:
             log.debug("answer to a closed socket dropped: %s", error)
+        except ServiceError as error:
+            failure = error
+        except Exception:
+            # A fault of ours; the caller gets an answer all the same, and the socket goes on.
+            log.exception("frame failed")
+            failure = ServiceError("an unexpected error; the log has it under this request's id")
+        if failure is not None:
+            answer = {"op": "error", "id": identifier, "error": self._problem(failure)}
+            with suppress(_ClientLeft):
+                await self._send(answer, binary)
 
     async def _answer(self, frame: Frame, binary: bool) -> None:
         match frame:
@@ -180,7 +190,10 @@ class _Connection:
         await self._send({"op": "generated", "id": frame.id, **fields}, binary)
 
     def _cancel(self, target: int | str) -> int:
-        tasks = [task for task, identifier in self._tasks.items() if identifier == target]
+        own = asyncio.current_task()
+        tasks = [
+            t for t, identifier in self._tasks.items() if identifier == target and t is not own
+        ]
         for task in tasks:
             task.cancel()
         return len(tasks)
@@ -195,11 +208,22 @@ class _Connection:
             await asyncio.wait(self._tasks, timeout=self._context.settings.drain_timeout_s / 2)
         error = Draining("this process is shutting down; connect again", retry_after_s=1)
         hint = {"op": "draining", "sessions": self._seen, "error": error.problem()}
-        await self._send(hint, binary=False)
-        await self._socket.close(error.close_code, "draining")
+        with suppress(_ClientLeft, WebSocketDisconnect, RuntimeError):
+            await self._send(hint, binary=False)
+            await self._socket.close(error.close_code, "draining")
 
     async def _send(self, message: dict[str, Any], binary: bool) -> None:
-        if binary:
-            await self._socket.send_bytes(msgspec.msgpack.encode(message))
-        else:
-            await self._socket.send_text(msgspec.json.encode(message).decode())
+        format_ = msgspec.msgpack if binary else msgspec.json
+        data = format_.encode(message)
+        try:
+            if binary:
+                await self._socket.send_bytes(data)
+            else:
+                await self._socket.send_text(data.decode())
+        except (WebSocketDisconnect, RuntimeError) as error:
+            # uvicorn and Starlette say so in two ways.
+            raise _ClientLeft(str(error)) from None
+
+
+class _ClientLeft(Exception):
+    """The client left while its answer was on the way."""
