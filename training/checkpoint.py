@@ -39,7 +39,8 @@ def load(path: Path) -> dict[str, Any]:
 def library_versions() -> dict[str, str]:
     """What the numbers of a run depend on."""
     return {"python": platform.python_version()} | {
-        name: version(name) for name in ("torch", "lightning", "onnx", "onnxruntime", "tokenizers", "numpy")
+        name: version(name)
+        for name in ("torch", "lightning", "onnx", "onnxruntime", "tokenizers", "numpy")
     }
 
 

@@ -18,11 +18,11 @@ class ConfigError(ValueError):
     """A configuration file that cannot be read; the message says where and why."""
 
 
-class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A frozen record; a field nobody declared is an error that names it."""
 
 
-class DataConfig(Record, kw_only=True):
+class DataConfig(Record, frozen=True, kw_only=True):
     """Which text.
 
     Attributes:
@@ -38,7 +38,7 @@ class DataConfig(Record, kw_only=True):
     licence: str = "not stated"
 
 
-class ModelConfig(Record, kw_only=True):
+class ModelConfig(Record, frozen=True, kw_only=True):
     """A recurrent language model; see `training.models.recurrent`.
 
     Attributes:
@@ -73,11 +73,13 @@ class ModelConfig(Record, kw_only=True):
         Raises:
             ValueError: The clusters are not described in full and in order.
         """
-        if len(self.cutoffs) != len(self.cutoff_dims) or list(self.cutoffs) != sorted(set(self.cutoffs)):
+        if len(self.cutoffs) != len(self.cutoff_dims) or list(self.cutoffs) != sorted(
+            set(self.cutoffs)
+        ):
             raise ValueError("cutoffs must rise and have one width each in cutoff_dims")
 
 
-class TrainingConfig(Record, kw_only=True):
+class TrainingConfig(Record, frozen=True, kw_only=True):
     """How to train.
 
     Attributes:
@@ -119,7 +121,7 @@ class TrainingConfig(Record, kw_only=True):
     threads: int = 0
 
 
-class ExportConfig(Record, kw_only=True):
+class ExportConfig(Record, frozen=True, kw_only=True):
     """How to write the model.
 
     Attributes:
@@ -139,7 +141,7 @@ class ExportConfig(Record, kw_only=True):
     max_batch_tokens: int = 512
 
 
-class NextWordRun(Record, kw_only=True, tag="next_word", tag_field="task"):
+class NextWordRun(Record, frozen=True, kw_only=True, tag="next_word", tag_field="task"):
     """Train and export a next-word model."""
 
     name: str
@@ -152,7 +154,7 @@ class NextWordRun(Record, kw_only=True, tag="next_word", tag_field="task"):
     export: ExportConfig = ExportConfig()
 
 
-class WeekendPlannerRun(Record, kw_only=True, tag="weekend_planner", tag_field="task"):
+class WeekendPlannerRun(Record, frozen=True, kw_only=True, tag="weekend_planner", tag_field="task"):
     """Export the weekend planner, whose weights are known and need no training."""
 
     name: str
@@ -170,8 +172,8 @@ def load(path: Path) -> Run:
         ConfigError: The file is missing or not TOML, a key is unknown, missing, or of the wrong type.
     """
     try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from None
     try:
         return parse(table)
@@ -191,9 +193,10 @@ def parse(table: dict[str, Any]) -> Run:
         raise ConfigError(f"task must be one of {', '.join(map(str, tasks))}, not {task!r}")
     _refuse_unknown_keys(table, tasks[task], "")
     try:
-        return msgspec.convert(table, Run)
+        run: Run = msgspec.convert(table, Run)
     except msgspec.ValidationError as error:
         raise ConfigError(str(error)) from None
+    return run
 
 
 def _refuse_unknown_keys(table: dict[str, Any], record: type[msgspec.Struct], path: str) -> None:
@@ -202,5 +205,9 @@ def _refuse_unknown_keys(table: dict[str, Any], record: type[msgspec.Struct], pa
         if key not in known and not (key == "task" and not path):
             raise ConfigError(f"unknown key {path}{key}; known keys are {', '.join(known)}")
         inner = known.get(key)
-        if isinstance(value, dict) and isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+        if (
+            isinstance(value, dict)
+            and isinstance(inner, type)
+            and issubclass(inner, msgspec.Struct)
+        ):
             _refuse_unknown_keys(value, inner, f"{path}{key}.")

@@ -182,19 +182,21 @@ def _config(
 def _card(run: NextWordRun, model: RecurrentLanguageModel, values: dict[str, Any]) -> str:
     shape = run.model
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return f"""Gives the probability of every word of a fixed vocabulary to come next, one word at a time, with its memory
-({", ".join(model.state_names)}) carried by the caller.
+    factors = "share their factors" if shape.tied else "are separate"
+    return f"""Gives the probability of every word of a fixed vocabulary to come next, one word at a time, with
+its memory ({", ".join(model.state_names)}) carried by the caller.
 
 ## Model
 
-`{shape.cell}`, {shape.num_layers} layers of {shape.hidden_size}, embedding {shape.embedding_dim}, vocabulary
-{model.vocab_size:,}, softmax clusters from {list(shape.cutoffs)} of width {list(shape.cutoff_dims)}, embedding and softmax
-{"share their factors" if shape.tied else "are separate"}; {parameters:,} parameters, stored in {run.export.weights}.
-Weights of step {values["step"]:,}, the best on the validation text.
+- `{shape.cell}`, {shape.num_layers} layers of {shape.hidden_size}, embedding of {shape.embedding_dim}
+- vocabulary {model.vocab_size:,}, softmax clusters from {list(shape.cutoffs)} of width {list(shape.cutoff_dims)}
+- embedding and softmax {factors}
+- {parameters:,} parameters, stored in {run.export.weights}
+- weights of step {values["step"]:,}, the best on the validation text
 
 ## Limits
 
-English text in the manner of the training corpus: words between blanks, punctuation as words, numbers and hyphens
-split with `@`; a word outside the vocabulary is `{vocabulary.UNKNOWN}`. It repeats what the corpus says, right or wrong, and
-knows nothing of the world or of what it was not trained on. Text it writes is no source of facts.
+English text in the manner of the training corpus: words between blanks, punctuation as words, numbers and
+hyphens split with `@`; a word outside the vocabulary is `{vocabulary.UNKNOWN}`. It repeats what the corpus says, right
+or wrong, and knows nothing else of the world. Text it writes is no source of facts.
 """

@@ -12,7 +12,7 @@ CHUNK_LENGTH = 64
 
 
 def perplexity(graph: LoadedGraph, ids: Array) -> float:
-    """exp of the mean of -log p(token) over a text, the state carried from its first token to its last.
+    """The exponential of the mean of -log p(token) over a text, the state carried from its first token to its last.
 
     Args:
         graph: A next-word model.

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers import TensorBoardLogger
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
 
@@ -75,7 +75,13 @@ class Trainer:
         self.training = run.training
         self.fabric = fabric
         self.directory = directory
-        self.dataset = text.dataset
+        self.origin = {
+            "model_config": msgspec.to_builtins(run.model),
+            "dataset": msgspec.to_builtins(text.dataset),
+            "seed": run.seed,
+            "git_commit": checkpoint.git_commit(),
+            "versions": checkpoint.library_versions(),
+        }
         torch.manual_seed(run.seed)
         self.bare_model = RecurrentLanguageModel(run.model, text.vocab_size)
         self.model, self.optimizer = fabric.setup(self.bare_model, _optimizer(run, self.bare_model))
@@ -101,18 +107,29 @@ class Trainer:
             self.restore()
         logger = TensorBoardLogger(self.directory, name="", version="")
         first = self.fabric.is_global_zero
-        with tqdm(total=self.total_steps, initial=self.progress.step, disable=not first) as bar:
-            while self.progress.step < self.total_steps and self.progress.misses < self.training.patience:
+        # None: a bar for a terminal only; files get the lines.
+        hidden = None if first else True
+        with tqdm(total=self.total_steps, initial=self.progress.step, disable=hidden) as bar:
+            while (
+                self.progress.step < self.total_steps
+                and self.progress.misses < self.training.patience
+            ):
                 scalars = self.step()
                 bar.update()
-                bar.set_postfix({name: f"{value:.4g}" for name, value in scalars.items()}, refresh=False)
+                bar.set_postfix(
+                    {name: f"{value:.4g}" for name, value in scalars.items()}, refresh=False
+                )
                 if self._due(self.training.valid_every):
                     scalars |= self.validate()
-                if first and ("valid/loss" in scalars or not self.progress.step % self.training.log_every):
+                    perplexity = scalars["valid/perplexity"]
+                    bar.write(f"step {self.progress.step}: valid perplexity {perplexity:.2f}")
+                if first and (
+                    "valid/loss" in scalars or not self.progress.step % self.training.log_every
+                ):
                     logger.log_metrics(scalars, self.progress.step)
                 if self._due(self.training.checkpoint_every):
                     self.save()
-                    bar.write(f"checkpoint at step {self.progress.step}: {scalars}")
+                    bar.write(f"step {self.progress.step}: checkpoint written")
         logger.finalize("success")
         return self.progress.best_loss
 
@@ -137,8 +154,11 @@ class Trainer:
         self.optimizer.step()
         progress.state = tuple(part.detach() for part in state)
         progress.step += 1
-        mean = float(self.fabric.all_reduce(loss.detach(), reduce_op="mean"))
-        return {"train/loss": mean, "train/gradient_norm": float(norm or 0), "train/lr": lr}
+        return {
+            "train/loss": self._mean(loss),
+            "train/gradient_norm": float(norm or 0),
+            "train/lr": lr,
+        }
 
     def validate(self) -> dict[str, float]:
         """Measure the validation text, state carried along each column, and keep the weights if they are the best."""
@@ -148,7 +168,7 @@ class Trainer:
         if loss < progress.best_loss:
             progress.best_loss, progress.misses = loss, 0
             if self.fabric.is_global_zero:
-                checkpoint.save(self._weights(), self.directory / checkpoint.BEST)
+                checkpoint.save(self._snapshot(), self.directory / checkpoint.BEST)
         return {"valid/loss": loss, "valid/perplexity": math.exp(loss)}
 
     def save(self) -> None:
@@ -156,7 +176,7 @@ class Trainer:
         state = tuple(self._gathered(part) for part in self.progress.state)
         random_states = self._gathered(torch.get_rng_state().unsqueeze(0))
         if self.fabric.is_global_zero:
-            values = self._weights() | {
+            values = self._snapshot() | {
                 "optimizer": self.optimizer.state_dict(),
                 "state": state,
                 "random_states": random_states,
@@ -173,18 +193,24 @@ class Trainer:
             ResumeError: It belongs to another model, corpus or number of processes.
         """
         values = checkpoint.load(self.directory / checkpoint.LAST)
-        run = self._weights()
         for key in ("model_config", "dataset", "seed"):
-            if values[key] != run[key]:
-                raise ResumeError(f"{self.directory}: {key} was {values[key]}, is {run[key]}; use another directory")
+            if values[key] != self.origin[key]:
+                raise ResumeError(
+                    f"{self.directory}: {key} was {values[key]}, is {self.origin[key]}; "
+                    "use another directory"
+                )
         if len(values["random_states"]) != self.fabric.world_size:
-            raise ResumeError(f"{self.directory}: the run had {len(values['random_states'])} processes")
+            raise ResumeError(
+                f"{self.directory}: the run had {len(values['random_states'])} processes"
+            )
         self.bare_model.load_state_dict(values["weights"])
         self.optimizer.load_state_dict(values["optimizer"])
         rank, world_size = self.fabric.global_rank, self.fabric.world_size
         self.progress = Progress(
             step=values["step"],
-            state=tuple(self.fabric.to_device(share(part, rank, world_size)) for part in values["state"]),
+            state=tuple(
+                self.fabric.to_device(share(part, rank, world_size)) for part in values["state"]
+            ),
             best_loss=values["best_loss"],
             misses=values["misses"],
         )
@@ -199,18 +225,14 @@ class Trainer:
                 loss, state = self.model(tokens, targets, state)
                 total, count = total + float(loss) * targets.numel(), count + targets.numel()
         self.model.train()
-        return float(self.fabric.all_reduce(torch.tensor(total / count, dtype=torch.float64), reduce_op="mean"))
+        return self._mean(torch.tensor(total / count, dtype=torch.float64))
 
-    def _weights(self) -> dict[str, Any]:
+    def _snapshot(self) -> dict[str, Any]:
         return {
             "weights": self.bare_model.state_dict(),
             "step": self.progress.step,
             "valid_loss": self.progress.best_loss,
-            "model_config": msgspec.to_builtins(self.run.model),
-            "dataset": msgspec.to_builtins(self.dataset),
-            "seed": self.run.seed,
-            "git_commit": checkpoint.git_commit(),
-            "versions": checkpoint.library_versions(),
+            **self.origin,
         }
 
     def _columns(self, ids: Tensor) -> Tensor:
@@ -222,7 +244,15 @@ class Trainer:
         return self.bare_model.initial_state(self.training.batch_size // self.fabric.world_size)
 
     def _gathered(self, part: Tensor) -> Tensor:
-        return self.fabric.all_gather(part).reshape(-1, *part.shape[1:])
+        gathered = self.fabric.all_gather(part)
+        assert isinstance(gathered, Tensor)
+        return gathered.reshape(-1, *part.shape[1:])
+
+    def _mean(self, value: Tensor) -> float:
+        """Mean over the processes."""
+        mean = self.fabric.all_reduce(value.detach(), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return mean.item()
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.total_steps
@@ -231,7 +261,9 @@ class Trainer:
 def _optimizer(run: NextWordRun, model: torch.nn.Module) -> torch.optim.Optimizer:
     training = run.training
     if training.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
+        return torch.optim.SGD(
+            model.parameters(), lr=training.lr, weight_decay=training.weight_decay
+        )
     return torch.optim.AdamW(
         model.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
     )

@@ -32,7 +32,7 @@ from training.export.onnx_graph import OPSET, GraphBuilder
 from training.export.runtime import Arrays, LoadedGraph
 
 ACTIVITIES = ("museum", "movies", "party")
-WEATHER = {"sunny": (1.0, 0.0), "rainy": (0.0, 1.0)}
+WEATHER: dict[str, tuple[float, ...]] = {"sunny": (1.0, 0.0), "rainy": (0.0, 1.0)}
 GOLDEN_WEEKENDS = 5
 MEASURED_WEEKENDS = 10
 

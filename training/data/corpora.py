@@ -31,7 +31,9 @@ _WIKITEXT_2 = (
 # published its SHA-256. A copy in SEQSERVE_DATA may hold the same articles in another order (then its
 # digest differs and its perplexities do not), so copies are recorded by digest and not refused.
 WIKITEXT_2 = {
-    "train": Source(url=_WIKITEXT_2 + "train.txt", git_blob="2d84b35af79e411d73ea7cae83c73964c6ac83b4"),
+    "train": Source(
+        url=_WIKITEXT_2 + "train.txt", git_blob="2d84b35af79e411d73ea7cae83c73964c6ac83b4"
+    ),
     "valid": Source(
         url=_WIKITEXT_2 + "valid.txt",
         sha256="f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
@@ -89,7 +91,9 @@ def load(config: DataConfig, environ: Mapping[str, str] = os.environ) -> Corpus:
         dataset=Dataset(
             name=config.name,
             licence=LICENCE if known else config.licence,
-            sha256={f"{split}.txt": hashlib.sha256(data).hexdigest() for split, data in content.items()},
+            sha256={
+                f"{split}.txt": hashlib.sha256(data).hexdigest() for split, data in content.items()
+            },
         ),
         floor=KNESER_NEY_5 if known else None,
     )
@@ -104,5 +108,6 @@ def _paths(config: DataConfig, environ: Mapping[str, str]) -> dict[str, Path]:
         return {split: Path(directory, config.name, f"{split}.txt") for split in WIKITEXT_2}
     cache = Path(environ.get("SEQSERVE_CACHE") or Path.home() / ".cache" / "seqserve")
     return {
-        split: fetch(source, cache / config.name / f"{split}.txt") for split, source in WIKITEXT_2.items()
+        split: fetch(source, cache / config.name / f"{split}.txt")
+        for split, source in WIKITEXT_2.items()
     }

@@ -25,7 +25,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         url: Where it is.
         sha256: Digest of the content, or empty if only the git blob id is known.
-        git_blob: Name that git gives the content: SHA-1 of `blob <length>\\0` and the content.
+        git_blob: Name that git gives the content: SHA-1 of the word blob, the length, a zero byte, and the content.
     """
 
     url: str
@@ -75,4 +75,6 @@ def _verify(data: bytes, source: Source, where: str) -> None:
     else:
         expected, found = source.git_blob, git_blob(data)
     if found != expected:
-        raise DataError(f"{where}: digest is {found}, expected {expected}; delete the file or change the source")
+        raise DataError(
+            f"{where}: digest is {found}, expected {expected}; delete the file or change the source"
+        )

@@ -15,7 +15,7 @@ class Original(Protocol):
     """The model that the graph must equal, as it computes one sequence."""
 
     def __call__(self, inputs: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
-        """Outputs (T, *shape) by name and the last state (*shape) by input name, from inputs (T, *shape) and a state."""
+        """From inputs (T, *shape) and a state: outputs (T, *shape) by name, the last state by input name."""
 
 
 class Case(msgspec.Struct, frozen=True):

@@ -24,15 +24,18 @@ def _answer(bundle: Bundle, case: Case) -> GoldenCase:
         inputs={name: value.tolist() for name, value in case.inputs.items()},
         split=case.split,
         outputs={name: rounded(outputs[name]) for name in bundle.golden_outputs},
-        state={
-            part.output_name: rounded(state[part.input_name]) for part in bundle.config.state
-        },
+        state={part.output_name: rounded(state[part.input_name]) for part in bundle.config.state},
     )
 
 
 def rounded(values: Array) -> list[Any]:
     """Nested lists of an array, floats with seven significant digits."""
     if not np.issubdtype(values.dtype, np.floating):
-        return list(values.tolist())
-    texts = [float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in values.ravel().tolist()]
-    return list(np.array(texts, dtype=np.float64).reshape(values.shape).tolist())
+        return _nested(values)
+    short = [float(f"{value:.{SIGNIFICANT_DIGITS}g}") for value in values.ravel().tolist()]
+    return _nested(np.array(short, dtype=np.float64).reshape(values.shape))
+
+
+def _nested(values: Array) -> list[Any]:
+    lists: list[Any] = values.tolist()
+    return lists

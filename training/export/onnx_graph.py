@@ -17,7 +17,11 @@ OPSET = 21
 # The oldest file format that has this operator set, so that older runtimes read the file too.
 IR_VERSION = 10
 
-_ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "int64": TensorProto.INT64}
+_ELEMENT_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+}
 
 
 class GraphBuilder:
@@ -49,8 +53,8 @@ class GraphBuilder:
         self._output_names[value] = name
         self._outputs.append(helper.make_tensor_value_info(name, _ELEMENT_TYPES[dtype], shape))
 
-    def constant(self, array: Array | Sequence[int]) -> str:
-        """A constant stored as it is; plain numbers are int64."""
+    def constant(self, array: Array | Sequence[int] | int) -> str:
+        """A constant stored as it is; plain integers are int64."""
         name = f"constant_{len(self._initializers)}"
         self._initializers.append(numpy_helper.from_array(np.asarray(array), name))
         return name

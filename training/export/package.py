@@ -67,7 +67,9 @@ def card(bundle: Bundle, config: ModelConfig, files: dict[str, bytes], differenc
     """The model card: what it does, how well, from which data, how to make it again."""
     provenance = config.provenance
     quality = ["| measure | split | value | floor |", "| --- | --- | ---: | --- |"]
-    quality += [f"| {m.name} | {m.split} | {m.value:.4g} | {floor(m)} |" for m in provenance.metrics]
+    quality += [
+        f"| {m.name} | {m.split} | {m.value:.4g} | {floor(m)} |" for m in provenance.metrics
+    ]
     sizes = [f"| `{name}` | {len(content):,} |" for name, content in files.items()]
     commands = provenance.command.replace(" && ", "\n")
     return "\n".join(

@@ -53,7 +53,9 @@ def _check_batch(bundle: Bundle, graph: LoadedGraph, batch_size: int, time: int)
         worst = max(
             worst,
             _compare(bundle, expected, found, where),
-            _compare(bundle, expected_state, {name: part[i] for name, part in state.items()}, where),
+            _compare(
+                bundle, expected_state, {name: part[i] for name, part in state.items()}, where
+            ),
         )
     return worst
 

@@ -33,7 +33,7 @@ def step_graph(model: RecurrentLanguageModel, top_k: int, storage: Storage) -> o
     graph = GraphBuilder(storage)
     tokens = graph.input("tokens", "int64", ["B", "T"])
     lengths = graph.input("lengths", "int32", ["B"])
-    state_shape = ["B", model.config.num_layers, model.config.hidden_size]
+    state_shape: list[int | str] = ["B", model.config.num_layers, model.config.hidden_size]
     states = [graph.input(name, "float32", state_shape) for name in model.state_names]
 
     tables = _tables(graph, model.embedding, "embedding")
@@ -74,10 +74,10 @@ def _embed(
         last = [] if i == len(projections) else [zeros]
         rows = graph.node("Concat", *first, tables[i], *last, axis=0)
         # An id beyond the vocabulary stays beyond the last table, where the runtime refuses it.
-        index = graph.node("Sub", tokens, graph.constant(np.int64(offset))) if i else tokens
-        index = graph.node("Max", index, graph.constant(np.int64(0))) if i else index
+        index = graph.node("Sub", tokens, graph.constant(offset)) if i else tokens
+        index = graph.node("Max", index, graph.constant(0)) if i else index
         if last:
-            index = graph.node("Min", index, graph.constant(np.int64(high - offset)))
+            index = graph.node("Min", index, graph.constant(high - offset))
         part = graph.node("Gather", rows, index)
         part = graph.node("MatMul", part, projections[i - 1]) if i else part
         total = graph.node("Add", total, part) if total else part
@@ -157,7 +157,7 @@ def _features(graph: GraphBuilder, model: RecurrentLanguageModel, x: str) -> str
 def _log_probabilities(
     graph: GraphBuilder, softmax: AdaptiveSoftmax, weights: tuple[list[str], list[str]], z: str
 ) -> list[str]:
-    """log p in parts (N, V_i), one for each cluster, from features z (N, E); see `AdaptiveSoftmax.scores`."""
+    """Give log p in parts (N, V_i), one for each cluster, from features z (N, E); see `AdaptiveSoftmax.scores`."""
     tables, projections = weights
     biases = [
         graph.weight(f"softmax.biases.{i}", _array(bias)) for i, bias in enumerate(softmax.biases)

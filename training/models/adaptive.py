@@ -52,14 +52,14 @@ class Factors(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed tokens (..., ) int64 as (..., E)."""
         flat = tokens.reshape(-1)
-        embedded = self.tables[0].new_zeros(flat.shape[0], self.tables[0].shape[1])
+        embedded: Tensor = self.tables[0].new_zeros(flat.shape[0], self.tables[0].shape[1])
         for i, (low, high) in enumerate(self.clusters()):
             rows = ((flat >= low) & (flat < high)).nonzero().squeeze(1)
             vectors = functional.embedding(flat[rows] - low, self.tables[i])
             if i:
                 vectors = vectors @ self.projections[i - 1]
             embedded = embedded.index_copy(0, rows, vectors.to(embedded.dtype))
-        return embedded.view(*tokens.shape, -1)
+        return embedded.reshape(*tokens.shape, embedded.shape[1])
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -109,8 +109,9 @@ class AdaptiveSoftmax(nn.Module):
     def scores(self, z: Tensor) -> Tensor:
         """Exact log p (..., V) of every token, in nats, for z (..., E)."""
         head = functional.log_softmax(self.head(z), dim=-1)
-        words, gates = head.split([self.factors.bounds[1], len(self.tail_bias)], dim=-1)
-        parts = [words]
-        for i, gate in enumerate(gates.split(1, dim=-1), start=1) if gates.shape[-1] else ():
+        size = self.factors.bounds[1]
+        parts = [head[..., :size]]
+        for i in range(1, len(self.factors.tables)):
+            gate = head[..., size + i - 1, None]
             parts.append(functional.log_softmax(self.tail(i, z), dim=-1) + gate)
         return torch.cat(parts, dim=-1)

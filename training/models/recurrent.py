@@ -1,9 +1,9 @@
 """A recurrent language model: one class for Elman networks (tanh, ReLU), LSTM and GRU.
 
-    rnn_tanh   h' = tanh(W_xh x + W_hh h + b)                       Elman 1990; rnn_relu likewise with ReLU
-    lstm       i, f, o = sigmoid(...), g = tanh(...); c' = f c + i g, h' = o tanh(c')
-                                                                    Hochreiter, Schmidhuber 1997; Gers et al. 2000
-    gru        reset after the product, Cho et al. 2014 v3          (`linear_before_reset = 1` in ONNX)
+rnn_tanh   h' = tanh(W_xh x + W_hh h + b)                       Elman 1990; rnn_relu likewise with ReLU
+lstm       i, f, o = sigmoid(...), g = tanh(...); c' = f c + i g, h' = o tanh(c')
+                                                                Hochreiter, Schmidhuber 1997; Gers et al. 2000
+gru        reset after the product, Cho et al. 2014 v3          (`linear_before_reset = 1` in ONNX)
 """
 
 from __future__ import annotations
@@ -97,20 +97,22 @@ class RecurrentLanguageModel(nn.Module):
 
 
 def _layer(config: ModelConfig, width: int) -> nn.Module:
-    layer: nn.RNN | nn.LSTM | nn.GRU
+    hidden_size = config.hidden_size
+    layer: nn.RNNBase
     if config.cell == "lstm":
-        layer = nn.LSTM(width, config.hidden_size, batch_first=True)
-        # The forget gate is the second of four; torch adds two biases, so only one may start at this value.
-        with torch.no_grad():
-            layer.bias_ih_l0.zero_()
-            layer.bias_hh_l0.zero_()
-            layer.bias_ih_l0[config.hidden_size : 2 * config.hidden_size] = config.forget_bias
+        layer = nn.LSTM(width, hidden_size, batch_first=True)
     elif config.cell == "gru":
-        layer = nn.GRU(width, config.hidden_size, batch_first=True)
+        layer = nn.GRU(width, hidden_size, batch_first=True)
     else:
         nonlinearity = config.cell.removeprefix("rnn_")
-        layer = nn.RNN(width, config.hidden_size, nonlinearity=nonlinearity, batch_first=True)
+        layer = nn.RNN(width, hidden_size, nonlinearity=nonlinearity, batch_first=True)
+    parameters = dict(layer.named_parameters())
     if config.orthogonal:
-        for gate in layer.weight_hh_l0.detach().chunk(GATES[config.cell]):
+        for gate in parameters["weight_hh_l0"].detach().chunk(GATES[config.cell]):
             nn.init.orthogonal_(gate)
+    if config.cell == "lstm":
+        # The forget gate is the second of four; torch adds two biases, so only one starts at this value.
+        parameters["bias_hh_l0"].detach().zero_()
+        forget = parameters["bias_ih_l0"].detach().zero_().chunk(GATES[config.cell])[1]
+        forget.fill_(config.forget_bias)
     return layer

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from training.config import DataConfig
+from training.data.corpora import load, tokens
+from training.data.download import DataError
+
+
+def test_every_line_ends_in_eos_also_an_empty_one() -> None:
+    assert tokens("a b\n\n c\n") == ["a", "b", "<eos>", "<eos>", "c", "<eos>"]
+
+
+def test_only_a_newline_ends_a_line() -> None:
+    assert tokens("a\u2028b\x85c\n") == ["a", "b", "c", "<eos>"]
+
+
+def test_a_copy_in_the_data_directory_is_read_and_recorded(tmp_path: Path) -> None:
+    (tmp_path / "wikitext-2").mkdir()
+    for split in ("train", "valid"):
+        (tmp_path / "wikitext-2" / f"{split}.txt").write_text(f"{split} text\n")
+    corpus = load(DataConfig(), {"SEQSERVE_DATA": str(tmp_path)})
+    assert (corpus.train, corpus.valid) == (["train", "text", "<eos>"], ["valid", "text", "<eos>"])
+    assert corpus.dataset.sha256["valid.txt"] == hashlib.sha256(b"valid text\n").hexdigest()
+
+
+def test_a_missing_split_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"wikitext-2, split train: .*No such file"):
+        load(DataConfig(), {"SEQSERVE_DATA": str(tmp_path)})
+
+
+def test_an_unknown_corpus_is_named_with_the_known_ones() -> None:
+    with pytest.raises(DataError, match="unknown corpus penn; known are wikitext-2"):
+        load(DataConfig(name="penn"), {})
+
+
+@pytest.mark.skipif(
+    not Path(os.environ.get("SEQSERVE_DATA", "/absent"), "wikitext-2").exists(),
+    reason="needs SEQSERVE_DATA with wikitext-2",
+)
+def test_wikitext_2_has_its_published_size() -> None:
+    corpus = load(DataConfig())
+    assert (len(corpus.train), len(corpus.valid)) == (2_088_628, 217_646)
+    assert len(set(corpus.train)) == 33_278

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import nn
+
+from training.config import Cell, ModelConfig
+from training.models.recurrent import RecurrentLanguageModel, SequenceDropout
+
+CELLS = get_args(Cell)
+VOCABULARY = 20
+
+
+def model(cell: Cell, **changes: Any) -> RecurrentLanguageModel:
+    torch.manual_seed(0)
+    config = {"embedding_dim": 6, "hidden_size": 8, "num_layers": 2, "cutoffs": (9,)}
+    return RecurrentLanguageModel(
+        ModelConfig(cell=cell, **{"cutoff_dims": (3,), **config, **changes}), VOCABULARY
+    )
+
+
+def tokens(batch_size: int, time: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(VOCABULARY, (batch_size, time), generator=generator)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_state_is_batch_first_and_chunks_give_the_same_as_the_whole(cell: Cell) -> None:
+    network, text = model(cell).eval(), tokens(3, 9)
+    scores, state = network.scores(text, network.initial_state(3))
+    assert scores.shape == (3, 9, VOCABULARY)
+    assert [part.shape for part in state] == [(3, 2, 8)] * len(network.state_names)
+    parts, after = [], network.initial_state(3)
+    for chunk in text.split([2, 1, 6], dim=1):
+        part, after = network.scores(chunk, after)
+        parts.append(part)
+    torch.testing.assert_close(torch.cat(parts, dim=1), scores)
+    torch.testing.assert_close(after, state)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_row_does_not_depend_on_its_batch_mates(cell: Cell) -> None:
+    network, text = model(cell).eval(), tokens(4, 5)
+    together, _ = network.scores(text, network.initial_state(4))
+    alone, _ = network.scores(text[2:3], network.initial_state(1))
+    torch.testing.assert_close(together[2:3], alone)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_recurrent_weights_start_orthogonal_for_each_gate(cell: Cell) -> None:
+    for layer in model(cell).layers:
+        for gate in layer.weight_hh_l0.split(8):
+            torch.testing.assert_close(gate @ gate.T, torch.eye(8))
+
+
+def test_without_the_switch_they_do_not() -> None:
+    gate = model("lstm", orthogonal=False).layers[0].weight_hh_l0[:8]
+    assert not torch.allclose(gate @ gate.T, torch.eye(8), atol=0.1)
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_the_forget_gate_starts_at_its_bias(bias: float) -> None:
+    for layer in model("lstm", forget_bias=bias).layers:
+        total = layer.bias_ih_l0 + layer.bias_hh_l0
+        expected = torch.zeros(4, 8)
+        expected[1] = bias
+        torch.testing.assert_close(total, expected.flatten())
+
+
+def test_a_forget_bias_keeps_the_memory_longer() -> None:
+    def kept(bias: float) -> float:
+        network = model("lstm", forget_bias=bias).eval()
+        start = tuple(torch.ones_like(part) for part in network.initial_state(1))
+        _, (_, c) = network.scores(tokens(1, 5), start)
+        return float(c.detach().abs().mean())
+
+    assert kept(3.0) > 2 * kept(0.0)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_layer_norm_normalises_what_each_layer_gives(cell: Cell) -> None:
+    network = model(cell, layer_norm=True, tied=False, embedding_dim=8)
+    z, _ = network.features(tokens(2, 4), network.initial_state(2))
+    torch.testing.assert_close(z.mean(dim=-1), torch.zeros(2, 4), atol=1e-5, rtol=0)
+
+
+def test_tied_factors_are_shared_and_untied_ones_are_not() -> None:
+    tied, untied = model("gru"), model("gru", tied=False)
+    assert tied.softmax.factors is tied.embedding
+    factors = sum(parameter.numel() for parameter in tied.embedding.parameters())
+    more = sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in tied.parameters())
+    assert more == factors
+
+
+def test_dropout_takes_the_same_features_at_every_time_step() -> None:
+    torch.manual_seed(0)
+    dropout = SequenceDropout(0.5)
+    x = dropout(torch.ones(5, 7, 40))
+    assert torch.equal(x, x[:, :1].expand_as(x))
+    assert not torch.equal(x[0], x[1])
+    assert set(x.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(dropout.eval()(torch.ones(5, 7, 40)), torch.ones(5, 7, 40))
+
+
+def test_backpropagation_through_three_steps_equals_the_sums_done_by_hand() -> None:
+    """The gradient of an Elman network, written out as the course does."""
+    torch.manual_seed(0)
+    layer = nn.RNN(2, 3, bias=False).double()
+    w_xh, w_hh = layer.weight_ih_l0, layer.weight_hh_l0
+    w_oh = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    x, y = torch.randn(3, 2, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    h, _ = layer(x)
+    (0.5 * (h @ w_oh.T - y).square().sum()).backward()
+    with torch.no_grad():
+        delta = h @ w_oh.T - y
+        before = torch.cat([torch.zeros(1, 3, dtype=torch.float64), h[:2]])
+        from_later = torch.zeros(3, dtype=torch.float64)
+        by_hand = {"oh": torch.zeros(4, 3), "hh": torch.zeros(3, 3), "xh": torch.zeros(3, 2)}
+        for t in (2, 1, 0):
+            at_preactivation = (delta[t] @ w_oh + from_later) * (1 - h[t] ** 2)
+            by_hand["oh"] = by_hand["oh"] + torch.outer(delta[t], h[t])
+            by_hand["hh"] = by_hand["hh"] + torch.outer(at_preactivation, before[t])
+            by_hand["xh"] = by_hand["xh"] + torch.outer(at_preactivation, x[t])
+            from_later = at_preactivation @ w_hh
+    torch.testing.assert_close(w_oh.grad, by_hand["oh"])
+    torch.testing.assert_close(w_hh.grad, by_hand["hh"])
+    torch.testing.assert_close(w_xh.grad, by_hand["xh"])

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from service.contract import decode_config
+from training.cli import main
+
+PLANNER = Path(__file__).parents[2] / "training" / "configs" / "weekend_planner.toml"
+
+
+def test_fit_export_evaluate(
+    tiny_toml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--runs", str(tmp_path / "runs"), "--exported", str(tmp_path / "exported")]
+    assert main(["fit", str(tiny_toml), *places]) == 0
+    assert main(["export", str(tiny_toml), *places]) == 0
+    directory = tmp_path / "exported" / "tiny" / "1"
+    config = decode_config((directory / "config.json").read_bytes())
+    (metric,) = config.provenance.metrics
+    assert metric.name == "perplexity"
+    assert config.provenance.config["model"]["hidden_size"] == 24
+    assert config.provenance.command.startswith("seqtrain fit")
+    assert config.files.keys() == {"model.onnx", "golden.json", "tokenizer.json"}
+    capsys.readouterr()
+    assert main(["evaluate", str(tiny_toml), *places]) == 0
+    assert capsys.readouterr().out.startswith(f"perplexity on files valid: {metric.value:.2f}")
+    (directory / "model.onnx").write_bytes(b"something else")
+    assert main(["evaluate", str(tiny_toml), *places]) == 1
+    assert "SHA-256 of" in capsys.readouterr().err
+
+
+def test_the_planner_is_exported_without_training(tmp_path: Path) -> None:
+    assert main(["export", str(PLANNER), "--exported", str(tmp_path)]) == 0
+    config = json.loads((tmp_path / "weekend-planner" / "1" / "config.json").read_text())
+    assert config["tolerance"] == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("fit", "weekend-planner has nothing to train"),
+        ("evaluate", "measured when it is exported"),
+    ],
+)
+def test_commands_that_make_no_sense_say_so(
+    command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, str(PLANNER)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_export_before_fit_says_what_to_do(
+    tiny_toml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(tiny_toml), "--runs", str(tmp_path)]) == 1
+    assert "run `seqtrain fit` first" in capsys.readouterr().err
+    assert main(["evaluate", str(tiny_toml), "--exported", str(tmp_path)]) == 1
+    assert "run `seqtrain export` first" in capsys.readouterr().err
