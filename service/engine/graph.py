@@ -95,6 +95,9 @@ class Graph:
         Returns:
             The outputs by name, as new arrays.
         """
+        if not outputs:
+            # ONNX Runtime takes an empty list for all of them.
+            return {}
         arrays: list[Array] = self._session.run(outputs, feeds)
         return dict(zip(outputs, arrays, strict=True))
 

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from service.contract import Batching
+from service.engine.arena import Slot
+from service.engine.scheduler import Batch, Scheduler, Work
+
+LIMITS = Batching(max_batch_size=4, max_chunk_length=8, max_batch_tokens=16)
+
+
+def work(length: int = 1, deadline: float = np.inf) -> Work:
+    return Work(
+        slot=Slot(1, 1),
+        inputs={},
+        length=length,
+        keep=np.arange(length),
+        outputs=(),
+        deadline=deadline,
+        queued_at=0.0,
+    )
+
+
+def scheduled(*works: Work, limits: Batching = LIMITS) -> Scheduler:
+    scheduler = Scheduler(limits)
+    scheduler.extend(works)
+    return scheduler
+
+
+def batch(scheduler: Scheduler) -> Batch:
+    decision = scheduler.next_batch(0.0)
+    assert decision.batch is not None
+    return decision.batch
+
+
+def test_nothing_waiting_gives_nothing() -> None:
+    decision = Scheduler(LIMITS).next_batch(0.0)
+    assert (decision.batch, decision.cancelled, decision.late) == (None, (), ())
+
+
+def test_all_that_waits_runs_together_in_order() -> None:
+    works = [work() for _ in range(3)]
+    scheduler = scheduled(*works)
+    assert batch(scheduler) == Batch(tuple(works), (1, 1, 1), 1)
+    assert len(scheduler) == 0
+
+
+def test_a_batch_has_at_most_so_many_rows() -> None:
+    works = [work() for _ in range(6)]
+    scheduler = scheduled(*works)
+    assert batch(scheduler).works == tuple(works[:4])
+    assert batch(scheduler).works == tuple(works[4:])
+
+
+def test_a_batch_has_at_most_so_many_time_steps_with_padding() -> None:
+    works = [work(5), work(5), work(6), work(5)]
+    scheduler = scheduled(*works)
+    assert batch(scheduler).lengths == (5, 5)
+    assert batch(scheduler).lengths == (6, 5)
+
+
+@pytest.mark.parametrize("rest", [(), (1,), (1, 1)])
+def test_a_chunk_is_never_longer_than_a_batch_may_be(rest: tuple[int, ...]) -> None:
+    limits = Batching(max_batch_size=4, max_chunk_length=64, max_batch_tokens=16)
+    scheduler = scheduled(work(100), *map(work, rest), limits=limits)
+    assert batch(scheduler).lengths == (16,)
+
+
+def test_only_lengths_of_one_size_class_share_a_batch() -> None:
+    works = [work(n) for n in (1, 5, 1, 8, 2)]
+    scheduler = scheduled(*works)
+    assert [batch(scheduler).lengths for _ in range(3)] == [(1, 1), (5, 8), (2,)]
+
+
+def test_the_class_that_waited_longest_runs_first() -> None:
+    scheduler = scheduled(work(4), work(1))
+    assert batch(scheduler).lengths == (4,)
+
+
+def test_a_long_input_is_cut_and_single_steps_go_between() -> None:
+    long, single = work(20), work()
+    scheduler = scheduled(long)
+    assert batch(scheduler).lengths == (8,)
+    long.done = 8
+    scheduler.add(single)
+    scheduler.add(long)
+    assert batch(scheduler).works == (single,)
+    assert batch(scheduler).works == (long,)
+    long.done = 16
+    scheduler.add(long)
+    assert batch(scheduler).lengths == (4,)
+
+
+def test_cancelled_and_late_work_is_dropped_and_named() -> None:
+    left, late, good = work(), work(deadline=4.9), work(deadline=5.0)
+    left.cancelled = True
+    scheduler = scheduled(left, late, good)
+    decision = scheduler.next_batch(5.0)
+    assert (decision.cancelled, decision.late) == ((left,), (late,))
+    assert decision.batch is not None
+    assert decision.batch.works == (good,)
+
+
+def test_a_class_with_nothing_but_dropped_work_does_not_hide_the_next() -> None:
+    left, good = work(8), work(1)
+    left.cancelled = True
+    decision = scheduled(left, good).next_batch(0.0)
+    assert decision.cancelled == (left,)
+    assert decision.batch is not None
+    assert decision.batch.works == (good,)
+
+
+def test_only_dropped_work_gives_no_batch() -> None:
+    left = work()
+    left.cancelled = True
+    decision = scheduled(left).next_batch(0.0)
+    assert (decision.batch, decision.cancelled) == (None, (left,))
