@@ -49,7 +49,10 @@ class Metrics:
             _FILL_BUCKETS,
         )
         self.queue_seconds = histogram(
-            "queue_seconds", "Time a step waits before it first runs.", _MODEL, _DURATION_BUCKETS
+            "queue_seconds",
+            "Time from arrival to first run, of the step of each batch that waited longest.",
+            _MODEL,
+            _DURATION_BUCKETS,
         )
         self.run_seconds = histogram(
             "run_seconds", "Time of one batch in the engine.", _MODEL, _DURATION_BUCKETS

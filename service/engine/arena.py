@@ -22,9 +22,9 @@ class StaleSlot(RuntimeError):
     """A slot was used after it was given back: a fault of the program, never of a caller."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Slot:
-    """A row of the arena and the use it was given out for."""
+    """A row of the arena and the use it was given out for. No two uses are equal."""
 
     index: int
     generation: int

@@ -77,6 +77,9 @@ class Engine:
         self._in_flight: set[Slot] = set()
         self._give_back_later: set[Slot] = set()
         self._closing = False
+        # Read when somebody asks, not written at every step.
+        metrics.pending.set_function(lambda: self.pending)
+        metrics.state_bytes.set_function(lambda: self._arena.used_bytes)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(
             target=self._work, name=f"engine-{self.config.name}", daemon=True
@@ -103,9 +106,7 @@ class Engine:
 
     def take(self) -> Slot | None:
         """A slot with the initial state, or None when all are in use."""
-        slot = self._arena.take()
-        self._metrics.state_bytes.set(self._arena.used_bytes)
-        return slot
+        return self._arena.take()
 
     def give_back(self, slot: Slot) -> None:
         """End the use of a slot; takes effect when its step in flight, if any, has ended."""
@@ -113,7 +114,6 @@ class Engine:
             self._give_back_later.add(slot)
         else:
             self._arena.give_back(slot)
-            self._metrics.state_bytes.set(self._arena.used_bytes)
 
     def read(self, slot: Slot) -> dict[str, Array]:
         """A copy of the state of a slot that has no step in flight."""
@@ -168,7 +168,6 @@ class Engine:
         future = self._futures[work] = self._loop.create_future()
         self._in_flight.add(slot)
         self._pending_tokens += length
-        self._metrics.pending.set(len(self._futures))
         self._inbox.put(work)
         return work, future
 
@@ -190,7 +189,6 @@ class Engine:
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
-        self._metrics.pending.set(len(self._futures))
 
     # In the compute thread.
 
@@ -211,14 +209,14 @@ class Engine:
     def _receive(self) -> bool:
         """Move all that arrived into the scheduler; waits when there is nothing to do. False when closing."""
         open_ = not self._closing
+        block = open_ and not self._scheduler
         try:
-            while True:
-                work = self._inbox.get(block=open_ and not self._scheduler)
-                if work is None:
-                    return False
+            while (work := self._inbox.get(block)) is not None:
                 self._scheduler.add(work)
+                block = False
         except queue.Empty:
             return open_
+        return False
 
     def _post(self, ended: list[tuple[Work, Outputs | Exception]]) -> None:
         assert self._loop is not None
@@ -229,9 +227,9 @@ class Engine:
 
     def _run(self, batch: Batch) -> list[tuple[Work, Outputs | Exception]]:
         started = self._clock()
-        for work in batch.works:
-            if work.done == 0:
-                self._metrics.queue_seconds.observe(started - work.queued_at)
+        new = [work.queued_at for work in batch.works if work.done == 0]
+        if new:
+            self._metrics.queue_seconds.observe(started - min(new))
         failures = self._apply_or_isolate(batch)
         ended: list[tuple[Work, Outputs | Exception]] = []
         for work, failure in zip(batch.works, failures, strict=True):
@@ -240,8 +238,8 @@ class Engine:
             elif work.done < work.length:
                 self._scheduler.add(work)
             else:
-                self._metrics.steps.inc()
                 ended.append((work, _join(work)))
+        self._metrics.steps.inc(sum(isinstance(outcome, dict) for _, outcome in ended))
         tokens = sum(batch.lengths)
         self._metrics.tokens.inc(tokens)
         self._metrics.batch_size.observe(len(batch.works))
@@ -307,9 +305,15 @@ class Engine:
 
 def _pad(batch: Batch, name: str, shape: tuple[int, ...], dtype: str) -> Array:
     """Next chunk of every row, (B, time, *shape); zero beyond a row's length."""
-    padded = np.zeros((len(batch.works), batch.time, *shape), dtype)
-    for row, (work, length) in enumerate(zip(batch.works, batch.lengths, strict=True)):
-        padded[row, :length] = work.inputs[name][work.done : work.done + length]
+    chunks = [
+        work.inputs[name][work.done : work.done + length]
+        for work, length in zip(batch.works, batch.lengths, strict=True)
+    ]
+    if min(batch.lengths) == batch.time:
+        return np.concatenate(chunks).reshape(len(chunks), batch.time, *shape)
+    padded = np.zeros((len(chunks), batch.time, *shape), dtype)
+    for row, chunk in enumerate(chunks):
+        padded[row, : len(chunk)] = chunk
     return padded
 
 
@@ -318,6 +322,8 @@ def _finite_rows(
 ) -> npt.NDArray[np.bool_]:
     batch = len(lengths)
     finite = np.ones(batch, np.bool_)
+    if all(np.isfinite(result[name]).all() for name in (*states, *outputs)):
+        return finite
     for name in states:
         finite &= np.isfinite(result[name]).reshape(batch, -1).all(axis=1)
     for name in outputs:
@@ -329,6 +335,9 @@ def _finite_rows(
 
 def _kept(work: Work, row: int, length: int, result: Outputs) -> Outputs | None:
     """The wanted outputs of the `length` time steps of `row` that start at `work.done`, if any are wanted."""
+    if len(work.keep) == work.length:
+        # Every time step is wanted. Copies, so that a reply that is kept does not keep the whole batch.
+        return {name: result[name][row, :length].copy() for name in work.outputs}
     first, last = np.searchsorted(work.keep, (work.done, work.done + length))
     if first == last and (work.parts or work.done + length < work.length):
         return None
