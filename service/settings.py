@@ -26,7 +26,7 @@ class Settings:
         models: Directory of exported models.
         host: Address to listen on.
         port: Port to listen on.
-        device: Where models run; `auto` takes CUDA where the installed runtime offers it.
+        device: Where models run; `auto` takes CUDA where runtime and driver offer it.
         threads: Threads of one model run.
         max_body_bytes: Largest HTTP body and WebSocket frame.
         body_timeout_s: Time in which a request body has to arrive.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -25,10 +26,22 @@ _ELEMENT_TYPES = {
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
-    """The device models run on: CUDA if asked for or, with `auto`, if the installed runtime offers it."""
+    """The device models run on: what is asked for; with `auto` CUDA where runtime and driver offer it, else the CPU."""
     if wanted != "auto":
         return wanted
-    return "cuda" if _PROVIDERS["cuda"] in ort.get_available_providers() else "cpu"
+    offered = _PROVIDERS["cuda"] in ort.get_available_providers()
+    return "cuda" if offered and _cuda_devices() else "cpu"
+
+
+def _cuda_devices() -> int:
+    """How many GPUs the driver sees. The runtime itself lists CUDA also on a machine without any."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return 0 if failed else count.value
 
 
 class Graph:
