@@ -39,6 +39,13 @@ class Clock:
         return self.now
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop turn until something is so."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0)  # noqa: ASYNC110 - what is waited for has no event of its own
+
+
 @dataclass(frozen=True)
 class Run:
     """A run of a graph: its rows and padded time steps, and the valid ones of each row."""

@@ -160,7 +160,10 @@ class Sessions:
                 session = self._admit(Session(identity, engine, epoch=1, used_at=self.clock()))
                 self._metrics.sessions_opened.labels(*session.labels).inc()
                 return session, True
-        session = await self.find(identity.id, tenant)
+        try:
+            session = await self.find(identity.id, tenant)
+        except UnknownSession:
+            raise SessionExists(f"the session id {identity.id} is taken") from None
         known = session.identity
         if (known.model, known.version) != (identity.model, identity.version):
             raise SessionExists(
