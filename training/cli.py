@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from service.contract import CONFIG_FILE, MODEL_FILE, ContractError, decode_config, digest
+from service.contract import MODEL_FILE, ContractError
 from training import checkpoint, next_word, vocabulary, weekend_planner
 from training.config import ConfigError, NextWordRun, Run, load
 from training.data import corpora
@@ -57,6 +58,7 @@ def fit(run: Run, options: argparse.Namespace) -> None:
         valid=vocabulary.encode(tokenizer, corpus.valid),
         vocab_size=tokenizer.get_vocab_size(),
         dataset=corpus.dataset,
+        floor=f"{corpus.floor.perplexity} ({corpus.floor.name})" if corpus.floor else "unknown",
     )
     fabric = fabric_for(run, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     fabric.launch()
@@ -66,7 +68,9 @@ def fit(run: Run, options: argparse.Namespace) -> None:
         tokenizer.save(str(directory / checkpoint.VOCABULARY))
     loss = Trainer(run, text, directory, fabric).fit()
     if fabric.is_global_zero:
-        _say(f"best validation loss {loss:.4f} nats per token, weights in {directory}")
+        _say(
+            f"best valid perplexity {math.exp(loss):.2f}, floor {text.floor}; weights in {directory}"
+        )
 
 
 def export(run: Run, options: argparse.Namespace) -> None:
@@ -79,28 +83,25 @@ def export(run: Run, options: argparse.Namespace) -> None:
     else:
         bundle = weekend_planner.bundle(run, command)
     target = package.write(bundle, options.exported)
-    for metric in decode_config((target / CONFIG_FILE).read_bytes()).provenance.metrics:
-        _say(f"{metric.name} on {metric.split}: {metric.value:.4g}, floor {package.floor(metric)}")
+    for metric in package.read(target)[0].provenance.metrics:
+        _say(package.sentence(metric))
     _say(f"wrote {target}")
 
 
 def evaluate(run: Run, options: argparse.Namespace) -> None:
-    """Measure the exported file again and print the floor beside the figure."""
-    if not isinstance(run, NextWordRun):
-        raise ConfigError(f"{run.name} is exact and measured when it is exported")
+    """Measure the exported file again and print the floor beside each figure."""
     directory = _directory(run, options.exported)
-    try:
-        config = decode_config((directory / CONFIG_FILE).read_bytes())
-        model = (directory / MODEL_FILE).read_bytes()
-        tokenizer = Tokenizer.from_file(str(directory / next_word.TOKENIZER_FILE))
-    except OSError as error:
-        raise ContractError(f"{error}; run `seqtrain export` first") from None
-    if digest(model) != config.files[MODEL_FILE]:
-        raise ContractError(f"SHA-256 of {directory / MODEL_FILE} is not the one in {CONFIG_FILE}")
-    corpus = corpora.load(run.data)
-    valid = vocabulary.encode(tokenizer, corpus.valid).numpy()
-    metric = next_word.measure(LoadedGraph(model, config), valid, corpus)
-    _say(f"{metric.name} on {metric.split}: {metric.value:.2f}, floor {package.floor(metric)}")
+    config, files = package.read(directory)
+    graph = LoadedGraph(files[MODEL_FILE], config)
+    if isinstance(run, NextWordRun):
+        tokenizer = Tokenizer.from_str(files[next_word.TOKENIZER_FILE].decode())
+        corpus = corpora.load(run.data)
+        valid = vocabulary.encode(tokenizer, corpus.valid).numpy()
+        metrics = next_word.measure(graph, valid, corpus)
+    else:
+        metrics = weekend_planner.measure(graph)
+    for metric in metrics:
+        _say(package.sentence(metric))
 
 
 def _directory(run: Run, root: Path) -> Path:

@@ -66,20 +66,22 @@ def bundle(run: NextWordRun, command: str, directory: Path, corpus: Corpus) -> B
         ),
         golden_outputs=("top_scores", "logsumexp"),
         files={TOKENIZER_FILE: tokenizer.to_str().encode()},
-        measure=lambda graph: (measure(graph, valid, corpus),),
+        measure=lambda graph: measure(graph, valid, corpus),
         card=_card(run, model, values),
     )
 
 
-def measure(graph: LoadedGraph, valid: Array, corpus: Corpus) -> Metric:
+def measure(graph: LoadedGraph, valid: Array, corpus: Corpus) -> tuple[Metric, ...]:
     """Perplexity of the validation text, beside its floor."""
     floor = corpus.floor
-    return Metric(
-        name="perplexity",
-        split=f"{corpus.dataset.name} valid",
-        value=perplexity(graph, valid),
-        floor=floor.perplexity if floor else None,
-        floor_name=floor.name if floor else "",
+    return (
+        Metric(
+            name="perplexity",
+            split=f"{corpus.dataset.name} valid",
+            value=perplexity(graph, valid),
+            floor=floor.perplexity if floor else None,
+            floor_name=floor.name if floor else "",
+        ),
     )
 
 

@@ -32,12 +32,21 @@ class ResumeError(RuntimeError):
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True):
-    """Token ids (N,) int64 of both splits, and where they come from."""
+    """A corpus as the trainer takes it.
+
+    Attributes:
+        train: Token ids (N,) int64 to learn from.
+        valid: Token ids (N,) int64 to measure on.
+        vocab_size: V.
+        dataset: Where they come from.
+        floor: What to hold the perplexity on `valid` against, for people.
+    """
 
     train: Tensor
     valid: Tensor
     vocab_size: int
     dataset: Dataset
+    floor: str = ""
 
 
 @dataclasses.dataclass
@@ -85,6 +94,7 @@ class Trainer:
         torch.manual_seed(run.seed)
         self.bare_model = RecurrentLanguageModel(run.model, text.vocab_size)
         self.model, self.optimizer = fabric.setup(self.bare_model, _optimizer(run, self.bare_model))
+        self.floor = text.floor
         self.train_text = self._columns(text.train)
         self.valid_text = self._columns(text.valid)
         self.windows = window_count(self.train_text, self.training.bptt)
@@ -121,8 +131,8 @@ class Trainer:
                 )
                 if self._due(self.training.valid_every):
                     scalars |= self.validate()
-                    perplexity = scalars["valid/perplexity"]
-                    bar.write(f"step {self.progress.step}: valid perplexity {perplexity:.2f}")
+                    perplexity = f"valid perplexity {scalars['valid/perplexity']:.2f}"
+                    bar.write(f"step {self.progress.step}: {perplexity}, floor {self.floor}")
                 if first and (
                     "valid/loss" in scalars or not self.progress.step % self.training.log_every
                 ):
@@ -174,7 +184,7 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint: the state of every process's columns, and every process's random generator."""
         state = tuple(self._gathered(part) for part in self.progress.state)
-        random_states = self._gathered(torch.get_rng_state().unsqueeze(0))
+        random_states = self._gathered(_random_state(self.fabric.device).unsqueeze(0))
         if self.fabric.is_global_zero:
             values = self._snapshot() | {
                 "optimizer": self.optimizer.state_dict(),
@@ -214,7 +224,7 @@ class Trainer:
             best_loss=values["best_loss"],
             misses=values["misses"],
         )
-        torch.set_rng_state(values["random_states"][rank])
+        _set_random_state(self.fabric.device, values["random_states"][rank])
 
     def _validation_loss(self) -> float:
         self.model.eval()
@@ -244,7 +254,8 @@ class Trainer:
         return self.bare_model.initial_state(self.training.batch_size // self.fabric.world_size)
 
     def _gathered(self, part: Tensor) -> Tensor:
-        gathered = self.fabric.all_gather(part)
+        """The rows of every process, in the order of the processes."""
+        gathered = self.fabric.all_gather(self.fabric.to_device(part))
         assert isinstance(gathered, Tensor)
         return gathered.reshape(-1, *part.shape[1:])
 
@@ -256,6 +267,18 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.total_steps
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """State of the generator that dropout draws from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_random_state(device: torch.device, state: Tensor) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
 
 
 def _optimizer(run: NextWordRun, model: torch.nn.Module) -> torch.optim.Optimizer:

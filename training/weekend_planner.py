@@ -108,7 +108,7 @@ def bundle(run: WeekendPlannerRun, command: str) -> Bundle:
             Case(vectors(weather), (1,) * len(weather)) for weather in _all_weather(GOLDEN_WEEKENDS)
         ),
         golden_outputs=("scores",),
-        measure=_measure,
+        measure=measure,
         card=_CARD,
     )
 
@@ -149,7 +149,8 @@ def _random_weather(length: int, seed: int) -> Arrays:
     return vectors([list(WEATHER)[i] for i in choice])
 
 
-def _measure(graph: LoadedGraph) -> tuple[Metric, ...]:
+def measure(graph: LoadedGraph) -> tuple[Metric, ...]:
+    """Share of right activities over all weather up to a number of weekends."""
     right = total = 0
     for weather in _all_weather(MEASURED_WEEKENDS):
         batch = {name: value[None] for name, value in vectors(weather).items()}

@@ -13,8 +13,10 @@ from service.contract import (
     CONFIG_FILE,
     GOLDEN_FILE,
     MODEL_FILE,
+    ContractError,
     Metric,
     ModelConfig,
+    decode_config,
     digest,
     encode,
 )
@@ -55,6 +57,23 @@ def write(bundle: Bundle, root: Path) -> Path:
     return target
 
 
+def read(directory: Path) -> tuple[ModelConfig, dict[str, bytes]]:
+    """The config of an export and its files, verified.
+
+    Raises:
+        ContractError: There is no export, or a file is not the one it was written with.
+    """
+    try:
+        config = decode_config((directory / CONFIG_FILE).read_bytes())
+        files = {name: (directory / name).read_bytes() for name in config.files}
+    except OSError as error:
+        raise ContractError(f"{error}; run `seqtrain export` first") from None
+    for name, content in files.items():
+        if digest(content) != config.files[name]:
+            raise ContractError(f"SHA-256 of {directory / name} is not the one in {CONFIG_FILE}")
+    return config, files
+
+
 def _completed(
     config: ModelConfig, files: dict[str, bytes], metrics: tuple[Metric, ...]
 ) -> ModelConfig:
@@ -68,7 +87,7 @@ def card(bundle: Bundle, config: ModelConfig, files: dict[str, bytes], differenc
     provenance = config.provenance
     quality = ["| measure | split | value | floor |", "| --- | --- | ---: | --- |"]
     quality += [
-        f"| {m.name} | {m.split} | {m.value:.4g} | {floor(m)} |" for m in provenance.metrics
+        f"| {m.name} | {m.split} | {m.value:.4g} | {_floor(m)} |" for m in provenance.metrics
     ]
     sizes = [f"| `{name}` | {len(content):,} |" for name, content in files.items()]
     commands = provenance.command.replace(" && ", "\n")
@@ -87,9 +106,13 @@ def card(bundle: Bundle, config: ModelConfig, files: dict[str, bytes], differenc
     )
 
 
-def floor(metric: Metric) -> str:
-    """What to hold a metric against."""
-    return "" if metric.floor is None else f"{metric.floor:.4g} ({metric.floor_name})"
+def sentence(metric: Metric) -> str:
+    """A metric in words, its floor beside it."""
+    return f"{metric.name} on {metric.split}: {metric.value:.4g}, floor {_floor(metric)}"
+
+
+def _floor(metric: Metric) -> str:
+    return "unknown" if metric.floor is None else f"{metric.floor:.4g} ({metric.floor_name})"
 
 
 def _origin(config: ModelConfig) -> Iterable[str]:
