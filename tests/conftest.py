@@ -1,12 +1,17 @@
-"""Exported test models, written once for all tests."""
+"""Exported test models, written once for all tests; and how properties are examined."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import models
+
+# An example may take its time: machines differ, and the first one warms caches.
+settings.register_profile("tests", deadline=None, print_blob=True)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -42,8 +42,8 @@ class Clock:
 async def until(condition: Callable[[], bool]) -> None:
     """Let the event loop turn until something is so."""
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():
-            await asyncio.sleep(0)  # noqa: ASYNC110 - what is waited for has no event of its own
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+            await asyncio.sleep(0)
 
 
 @dataclass(frozen=True)
