@@ -49,6 +49,8 @@ async def event_stream(
         replayed: Whether `tokens` starts from the first one even when the caller asks for the rest.
     """
     after = last_event_id(request) if replayed else None
+    if after is not None and not writing.repeatable:
+        raise Invalid("resuming takes the seed of the stream's first event", path="$.seed")
     first = await http.while_connected(request, _first(tokens))
     events = _events(context, writing, first, tokens, -1 if after is None else after)
     return StreamingResponse(

@@ -117,6 +117,8 @@ class Writing:
         self._deadline = context.deadline(options.timeout_s)
         self._wanted = _generation(options)
         self.seed = self._wanted.seed
+        # Whether the same request again gives the same tokens.
+        self.repeatable = options.seed is not None or options.temperature == 0
         self.written = Written()
         self._session: Session | None = None
         self._seq: int | None = None
@@ -127,6 +129,7 @@ class Writing:
         return self._from_text(chunk)
 
     def _prompt(self, inputs: str | list[Any]) -> Chunk:
+        self._context.check_text(inputs)
         chunk = self._task.whole(inputs, "$.inputs")
         self._context.check_length(chunk.length)
         return chunk
