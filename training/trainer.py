@@ -15,15 +15,14 @@ from typing import Any
 import msgspec
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.loggers.tensorboard import TensorBoardLogger
 from torch import Tensor
-from tqdm import tqdm
 
 from service.contract import Dataset
 from training import checkpoint
 from training.config import NextWordRun
 from training.data.columns import columns, share, window, window_count
 from training.models.recurrent import RecurrentLanguageModel, State
+from training.report import Report
 from training.schedule import lr_at
 
 
@@ -115,33 +114,29 @@ class Trainer:
         self.directory.mkdir(parents=True, exist_ok=True)
         if (self.directory / checkpoint.LAST).exists():
             self.restore()
-        logger = TensorBoardLogger(self.directory, name="", version="")
-        first = self.fabric.is_global_zero
-        # None: a bar for a terminal only; files get the lines.
-        hidden = None if first else True
-        with tqdm(total=self.total_steps, initial=self.progress.step, disable=hidden) as bar:
-            while (
-                self.progress.step < self.total_steps
-                and self.progress.misses < self.training.patience
-            ):
-                scalars = self.step()
-                bar.update()
-                bar.set_postfix(
-                    {name: f"{value:.4g}" for name, value in scalars.items()}, refresh=False
-                )
-                if self._due(self.training.valid_every):
-                    scalars |= self.validate()
-                    perplexity = f"valid perplexity {scalars['valid/perplexity']:.2f}"
-                    bar.write(f"step {self.progress.step}: {perplexity}, floor {self.floor}")
-                if first and (
-                    "valid/loss" in scalars or not self.progress.step % self.training.log_every
-                ):
-                    logger.log_metrics(scalars, self.progress.step)
-                if self._due(self.training.checkpoint_every):
-                    self.save()
-                    bar.write(f"step {self.progress.step}: checkpoint written")
-        logger.finalize("success")
+        report = Report(
+            self.directory,
+            steps=(self.total_steps, self.progress.step),
+            log_every=self.training.log_every,
+            floor=self.floor,
+            silent=not self.fabric.is_global_zero,
+        )
+        while not self.finished:
+            scalars = self.step()
+            if self._due(self.training.valid_every):
+                scalars |= self.validate()
+            saved = self._due(self.training.checkpoint_every) or self.finished
+            if saved:
+                self.save()
+            report.step(self.progress.step, scalars, saved=saved)
+        report.close()
         return self.progress.best_loss
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken, or validation has not improved for too long."""
+        progress = self.progress
+        return progress.step >= self.total_steps or progress.misses >= self.training.patience
 
     def step(self) -> dict[str, float]:
         """Learn from the next window of the text.
@@ -161,12 +156,13 @@ class Trainer:
         norm = self.fabric.clip_gradients(
             self.model, self.optimizer, max_norm=training.clip_norm, error_if_nonfinite=True
         )
+        assert norm is not None
         self.optimizer.step()
         progress.state = tuple(part.detach() for part in state)
         progress.step += 1
         return {
             "train/loss": self._mean(loss),
-            "train/gradient_norm": float(norm or 0),
+            "train/gradient_norm": float(norm),
             "train/lr": lr,
         }
 
