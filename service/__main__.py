@@ -19,6 +19,8 @@ from service.app import build, build_context
 from service.contract import CONFIG_FILE, ContractError, decode_config
 from service.settings import Settings, SettingsError, from_environ
 
+_SWITCH_S = 0.0005
+
 
 class Server(uvicorn.Server):
     """uvicorn, with a drain between the signal and the shutdown.
@@ -69,6 +71,7 @@ def make_server(context: Context) -> Server:
         port=settings.port,
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         ws="websockets-sansio",
@@ -82,6 +85,8 @@ def make_server(context: Context) -> Server:
 def serve(settings: Settings) -> None:
     """Run the service until a signal."""
     logs.configure(settings.log_level)
+    # How long a busy event loop may keep a model's thread from going on. Python's 5 ms is longer than most models run.
+    sys.setswitchinterval(_SWITCH_S)
     make_server(build_context(settings)).run()
 
 

@@ -73,6 +73,14 @@ def build(context: Context) -> FastAPI:
         version=__version__,
         summary="Sequence models with state kept per session.",
         lifespan=_lifespan,
+        # Not `include_router`, which looks for a route in each router and then once more inside it.
+        routes=[
+            route
+            for router in (sessions.router, predict.router, operations.router, stream.router)
+            for route in router.routes
+        ],
+        # What it would ask of every request costs as much as routing it; `metrics` counts requests.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         openapi_tags=[
             {"name": "one-shot", "description": "Whole inputs; nothing is kept."},
             {"name": "sessions", "description": "State kept between requests, exactly-once steps."},
@@ -84,8 +92,6 @@ def build(context: Context) -> FastAPI:
         ),
     )
     app.state.context = context
-    for router in (operations.router, predict.router, sessions.router, stream.router):
-        app.include_router(router)
     app.add_exception_handler(ServiceError, _on_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)

@@ -13,11 +13,11 @@ from service.api.schema import Health, ModelAnswer, ModelList
 from service.errors import UnknownModel
 from service.repository import Entry
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(tags=["operations"], route_class=http.Direct)
 
 
 @router.get("/health/live", **documented(None, Health))
-async def live() -> Response:
+async def live(request: Request) -> Response:
     """Say that the process answers."""
     return http.answer(Health(status="live"))
 

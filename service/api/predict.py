@@ -21,7 +21,7 @@ from service.api.schema import (
 from service.api.stepping import Writing
 from service.repository import Served
 
-router = APIRouter(prefix="/v1/models/{model}", tags=["one-shot"])
+router = APIRouter(prefix="/v1/models/{model}", tags=["one-shot"], route_class=http.Direct)
 
 
 @router.post("/predict", **documented(PredictRequest, PredictAnswer, PREDICT))

@@ -22,7 +22,7 @@ from service.api.schema import (
 )
 from service.api.stepping import Writing, describe, open_session, step
 
-router = APIRouter(prefix="/v1/sessions", tags=["sessions"])
+router = APIRouter(prefix="/v1/sessions", tags=["sessions"], route_class=http.Direct)
 
 
 @router.post("", status_code=201, **documented(SessionRequest, SessionAnswer, SESSION, status=201))

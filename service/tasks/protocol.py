@@ -54,6 +54,10 @@ class Task(Protocol):
 
 def join_pieces(pieces: Sequence[Mapping[str, npt.NDArray[Any]]], parameters: Parameters) -> Chunk:
     """Inputs of one request as one chunk with an end for each."""
+    if len(pieces) == 1:
+        (arrays,) = pieces
+        end = len(next(iter(arrays.values()))) - 1
+        return Chunk(arrays, np.array([end], np.intp), parameters.encoded())
     arrays = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     lengths = [len(next(iter(piece.values()))) for piece in pieces]
     return Chunk(arrays, np.cumsum(lengths, dtype=np.intp) - 1, parameters.encoded())
