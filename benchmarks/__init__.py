@@ -1,0 +1,1 @@
+"""What the service costs over the bare model, measured in one run, with every answer compared."""
