@@ -31,7 +31,7 @@ class JsonFormatter(logging.Formatter):
         line |= getattr(record, "data", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        return msgspec.json.encode(line, enc_hook=str).decode()
 
 
 def configure(level: str) -> None:

@@ -72,15 +72,15 @@ def vector(value: Any, tensor: Tensor, path: str) -> npt.NDArray[Any]:
     _check_shape(value, tensor.shape, path)
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            array = np.asarray(value, dtype=np.float64)
-            typed = array.astype(tensor.dtype)
+            if not np.isfinite(np.asarray(value, np.float64)).all():
+                raise Invalid(f"{tensor.name} holds NaN or infinity", path=path)
+            # Not by way of float64, which rounds integers above 2**53.
+            typed = np.array(value, tensor.dtype)
     except OverflowError:
         raise Invalid(
             f"{tensor.name} takes {tensor.dtype}; a number is too large", path=path
         ) from None
-    if not np.isfinite(array).all():
-        raise Invalid(f"{tensor.name} holds NaN or infinity", path=path)
-    if not np.isfinite(typed).all() or (typed.dtype.kind == "i" and (typed != array).any()):
+    if not np.isfinite(typed).all() or (typed.dtype.kind == "i" and typed.tolist() != value):
         raise Invalid(f"{tensor.name} takes {tensor.dtype}; a number does not fit", path=path)
     return typed
 

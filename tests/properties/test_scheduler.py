@@ -34,10 +34,11 @@ class Asked:
 asked = st.lists(
     st.builds(
         Asked,
-        arrives=st.integers(0, 20),
-        length=st.integers(1, 40),
-        lasts=st.integers(0, 60),
-        leaves=st.booleans(),
+        # Crowded enough that batches fill.
+        arrives=st.integers(0, 4),
+        length=st.integers(1, 8) | st.integers(1, 40),
+        lasts=st.just(1000) | st.integers(0, 30),
+        leaves=st.sampled_from([False, False, False, True]),
     ),
     max_size=25,
 )
@@ -69,7 +70,7 @@ def play(limits: Batching, steps: list[Asked]) -> Story:
     ]
     story = Story(works, [], [])
     turn = 0
-    while turn <= 20 or len(scheduler):
+    while turn <= 4 or len(scheduler):
         for work, step in zip(works, steps, strict=True):
             if step.arrives == turn:
                 work.cancelled = step.leaves

@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from service.contract import CONFIG_FILE, ContractError, ModelConfig, NextWord, decode_config
+from service.engine.sampling import Sampling
+from service.errors import Invalid
+from service.sessions.session import Chunk
+from service.tasks.next_word import Generation, NextWordTask, Token, Written
+from service.tasks.protocol import Outputs, Parameters
+from tests.models import TOP_K, WORDS, reference_logits, tokenizer
+
+UNKNOWN, END, THE, CAT, SAT = range(5)
+GREEDY = Sampling(temperature=0)
+
+
+def config_of(directory: Path) -> ModelConfig:
+    return decode_config((directory / CONFIG_FILE).read_bytes())
+
+
+@pytest.fixture
+def task(language: Path) -> NextWordTask:
+    config = config_of(language)
+    assert isinstance(config.task, NextWord)
+    return NextWordTask(config, config.task, tokenizer())
+
+
+def outputs_of(logits: np.ndarray) -> dict[str, np.ndarray]:
+    """What the graph gives for logits (T, V)."""
+    order = np.argsort(-logits, axis=1)[:, :TOP_K]
+    return {
+        "logits": logits,
+        "top_indices": order,
+        "top_scores": np.take_along_axis(logits, order, axis=1),
+        "logsumexp": np.log(np.exp(logits).sum(axis=1)),
+    }
+
+
+class Model:
+    """Feeds chunks to the reference of the language model, as a session does."""
+
+    def __init__(self) -> None:
+        self.fed: list[int] = []
+        self.passing: list[tuple[str, ...]] = []
+
+    async def __call__(self, chunk: Chunk, passing: tuple[str, ...]) -> tuple[Outputs, int]:
+        before = len(self.fed)
+        self.fed += chunk.arrays["tokens"].tolist()
+        self.passing.append(passing)
+        outputs = outputs_of(reference_logits(self.fed))
+        wanted = (*NextWordTask.outputs, *passing)
+        return {name: outputs[name][before + chunk.ends] for name in wanted}, len(self.fed)
+
+
+class Script:
+    """A model that says what it is told to, whatever it is fed."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = list(words)
+        self.fed = 0
+
+    async def __call__(self, chunk: Chunk, passing: tuple[str, ...]) -> tuple[Outputs, None]:
+        logits = np.zeros((1, len(WORDS)))
+        logits[0, WORDS.index(self.words[min(self.fed, len(self.words) - 1)])] = 9.0
+        self.fed += 1
+        return outputs_of(logits), None
+
+
+async def write(
+    task: NextWordTask,
+    step: Any,
+    prompt: str = "the cat",
+    *,
+    feed_last: bool = False,
+    written: Written | None = None,
+    **wanted: Any,
+) -> list[Token]:
+    generation = Generation(**({"sampling": GREEDY, "max_tokens": 8, "seed": 1} | wanted))
+    first = task.whole(prompt, "$")
+    tokens = task.generate(step, first, generation, written or Written(), feed_last=feed_last)
+    return [token async for token in tokens]
+
+
+def text(tokens: Sequence[Token]) -> str:
+    return "".join(token.text for token in tokens)
+
+
+# Words to tensors.
+
+
+def test_text_becomes_ids_and_unknown_words_the_unknown(task: NextWordTask) -> None:
+    assert task.piece("the cat flew.", "$")["tokens"].tolist() == [THE, CAT, UNKNOWN, 8]
+    assert task.piece("3-cat", "$")["tokens"].tolist() == [11, 10, CAT]
+    assert task.piece("the", "$")["tokens"].dtype == np.int64
+
+
+def test_an_id_is_itself(task: NextWordTask) -> None:
+    assert task.piece(7, "$")["tokens"].tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("", "no words"),
+        (" \n\t", "no words"),
+        (-1, r"token -1 is out of range; the vocabulary has 0 to 11"),
+        (12, "out of range"),
+        (10**30, "out of range"),
+        (True, "text or a token id"),
+        (1.0, "text or a token id"),
+        (None, "text or a token id"),
+        (["the"], "text or a token id"),
+    ],
+)
+def test_anything_else_is_refused_with_its_path(
+    task: NextWordTask, value: Any, message: str
+) -> None:
+    with pytest.raises(Invalid, match=message) as error:
+        task.piece(value, "$.inputs[2]")
+    assert error.value.extra == {"path": "$.inputs[2]"}
+
+
+def test_a_whole_text_may_come_in_pieces_and_has_one_end(task: NextWordTask) -> None:
+    for value in ("the cat sat", ["the", CAT, "sat"], ["the cat", 4]):
+        chunk = task.whole(value, "$")
+        assert chunk.arrays["tokens"].tolist() == [THE, CAT, SAT]
+        assert chunk.ends.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("value", "path"), [([], "$.i"), (["the", None], "$.i[1]"), (["the", ""], "$.i[1]")]
+)
+def test_a_wrong_piece_of_a_whole_text_is_named(task: NextWordTask, value: Any, path: str) -> None:
+    with pytest.raises(Invalid) as error:
+        task.whole(value, "$.i")
+    assert error.value.extra == {"path": path}
+
+
+# Tensors to words.
+
+
+def test_the_likeliest_words_come_with_their_probabilities(task: NextWordTask) -> None:
+    logits = reference_logits([THE, CAT])
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    answers = task.answers(outputs_of(logits), Parameters(top_k=3))
+    for answer, row in zip(answers, probabilities, strict=True):
+        best = np.argsort(-row)[:3]
+        assert [candidate["id"] for candidate in answer] == best.tolist()
+        assert [candidate["token"] for candidate in answer] == [WORDS[i] for i in best]
+        assert [candidate["score"] for candidate in answer] == pytest.approx(row[best])
+
+
+def test_five_words_are_answered_unless_told_otherwise(task: NextWordTask) -> None:
+    assert len(task.whole_answer(outputs_of(reference_logits([THE])), Parameters())) == 5
+
+
+@pytest.mark.parametrize("top_k", [0, -1, TOP_K + 1])
+def test_the_graph_gives_only_so_many_candidates(task: NextWordTask, top_k: int) -> None:
+    with pytest.raises(Invalid, match=f"top_k is 1 to {TOP_K}"):
+        task.check(Parameters(top_k=top_k))
+    task.check(Parameters(top_k=TOP_K))
+
+
+# Generation.
+
+
+async def test_greedy_text_is_the_best_word_after_the_best_word(task: NextWordTask) -> None:
+    model = Model()
+    tokens = await write(task, model, max_tokens=6, ignore_eos=True)
+    due, logprobs = [THE, CAT], []
+    for _ in range(6):
+        logits = reference_logits(due)[-1]
+        due.append(int(np.argmax(np.where(np.arange(len(WORDS)) == UNKNOWN, -np.inf, logits))))
+        logprobs.append(logits[due[-1]] - np.log(np.exp(logits).sum()))
+    assert [token.id for token in tokens] == due[2:]
+    assert [token.logprob for token in tokens] == pytest.approx(logprobs)
+    assert [token.index for token in tokens] == list(range(6))
+    assert [token.finish for token in tokens] == [None] * 5 + ["length"]
+    # The last one has nowhere to go.
+    assert model.fed == due[:-1]
+
+
+async def test_a_session_is_fed_the_last_word_too(task: NextWordTask) -> None:
+    model = Model()
+    tokens = await write(task, model, max_tokens=3, ignore_eos=True, feed_last=True)
+    assert model.fed == [THE, CAT, *(token.id for token in tokens)]
+    assert [token.seq for token in tokens] == [3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(top_k=3), Sampling(top_k=0, top_p=0.8), Sampling(2.0, 5, 0.9)]
+)
+async def test_the_same_seed_gives_the_same_text(task: NextWordTask, sampling: Sampling) -> None:
+    texts = [
+        [t.id for t in await write(task, Model(), sampling=sampling, seed=seed, ignore_eos=True)]
+        for seed in (5, 5, 6, 7, 8)
+    ]
+    assert texts[0] == texts[1]
+    assert len(set(map(tuple, texts))) > 1
+    assert all(UNKNOWN not in ids for ids in texts)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "needs_all"),
+    [
+        (GREEDY, False),
+        (Sampling(top_k=TOP_K - 1), False),
+        (Sampling(top_k=TOP_K), True),
+        (Sampling(top_k=0), True),
+        (Sampling(top_k=50), True),
+    ],
+)
+async def test_the_whole_vocabulary_is_fetched_only_where_it_may_be_chosen(
+    task: NextWordTask, sampling: Sampling, needs_all: bool
+) -> None:
+    model = Model()
+    await write(task, model, sampling=sampling)
+    assert set(model.passing) == {("logits",) if needs_all else ()}
+
+
+async def test_the_end_of_a_line_ends_the_text_or_not(task: NextWordTask) -> None:
+    tokens = await write(task, Script("cat", "<eos>", "the", "cat"))
+    assert [(t.token, t.text, t.finish) for t in tokens] == [
+        ("cat", " cat", None),
+        ("<eos>", "\n", "eos"),
+    ]
+    tokens = await write(task, Script("cat", "<eos>", "the", "cat"), ignore_eos=True, max_tokens=4)
+    assert text(tokens) == " cat\nthe cat"
+    assert tokens[-1].finish == "length"
+
+
+async def test_words_are_joined_as_people_write_them(task: NextWordTask) -> None:
+    script = Script("3", "@-@", "cat", ".", "the", "<eos>")
+    assert text(await write(task, script)) == " 3-cat. the\n"
+
+
+async def test_after_the_end_of_a_line_there_is_no_blank(task: NextWordTask) -> None:
+    first = task.whole([END], "$")
+    generation = Generation(GREEDY, max_tokens=1, seed=1)
+    tokens = task.generate(Script("the"), first, generation, Written(), feed_last=False)
+    assert [token.text async for token in tokens] == ["the"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "due"),
+    [
+        (("sat",), " cat "),
+        ((" sat",), " cat"),
+        (("t s",), " ca"),
+        (("zebra", "on"), " cat sat "),
+        (("sat on", "cat sat"), " "),
+        (("zebra",), " cat sat on mat\n"),
+        (("cat sat on a",), " cat sat on mat\n"),
+        (("\n",), " cat sat on mat"),
+    ],
+)
+async def test_the_text_ends_before_a_stop_string(
+    task: NextWordTask, stop: tuple[str, ...], due: str
+) -> None:
+    script = Script("cat", "sat", "on", "mat", "<eos>")
+    tokens = await write(task, script, stop=stop)
+    assert text(tokens) == due
+    assert tokens[-1].finish == ("eos" if due.endswith("\n") else "stop")
+
+
+async def test_text_that_may_be_a_stop_string_is_held_back(task: NextWordTask) -> None:
+    tokens = await write(task, Script("cat", "sat", "on", "<eos>"), stop=("cat sat a",))
+    assert [token.text for token in tokens] == [" ", "", "cat sat on", "\n"]
+
+
+async def test_held_back_text_is_sent_at_the_last_token(task: NextWordTask) -> None:
+    tokens = await write(task, Script("cat", "sat"), stop=("cat sat on",), max_tokens=2)
+    assert [token.text for token in tokens] == [" ", "cat sat"]
+
+
+async def test_a_text_goes_on_where_it_was_cut(task: NextWordTask) -> None:
+    """A stream that broke after three tokens is resumed from the outputs of the last one."""
+    wanted = Generation(Sampling(top_k=4), max_tokens=8, seed=3, ignore_eos=True)
+    first = task.whole("the cat", "$")
+    model = Model()
+    whole = [
+        token async for token in task.generate(model, first, wanted, Written(), feed_last=True)
+    ]
+    model, written = Model(), Written()
+    broken = task.generate(model, first, wanted, written, feed_last=True)
+    for _ in range(3):
+        await anext(broken)
+    await broken.aclose()
+    last = {name: value[-1:] for name, value in outputs_of(reference_logits(model.fed)).items()}
+    rest = [token async for token in task.generate(model, last, wanted, written, feed_last=True)]
+    assert [token.id for token in whole] == [token.id for token in written.tokens]
+    assert rest == written.tokens[3:]
+    assert written.text == text(whole)
+
+
+async def test_a_token_on_its_way_when_the_stream_breaks_can_be_settled(
+    task: NextWordTask,
+) -> None:
+    class Broken(Model):
+        async def __call__(self, chunk: Chunk, passing: tuple[str, ...]) -> tuple[Outputs, int]:
+            outputs = await super().__call__(chunk, passing)
+            if len(self.fed) == 3:
+                raise ConnectionError
+            return outputs
+
+    written = Written()
+    with pytest.raises(ConnectionError):
+        await write(task, Broken(), written=written, feed_last=True, max_tokens=3)
+    assert written.tokens == []
+    token = written.settle(3)
+    assert (written.tokens, token.seq, written.pending) == ([token], 3, None)
+
+
+async def test_going_on_from_outputs_without_logits_needs_a_small_top_k(
+    task: NextWordTask,
+) -> None:
+    last = outputs_of(reference_logits([THE]))
+    del last["logits"]
+    wanted = Generation(Sampling(top_k=0), max_tokens=2, seed=1)
+    with pytest.raises(Invalid, match="needs top_k 1 to 5") as error:
+        await anext(task.generate(Model(), last, wanted, Written(), feed_last=True))
+    assert error.value.extra == {"path": "$.top_k"}
+
+
+# A tokenizer that does not fit.
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{}", "tokenizer.json cannot be read"),
+        (b"\xff\xfe", "tokenizer.json cannot be read"),
+        (tokenizer().replace(b'"dog": 9', b'"dog": 90'), "12 words, the model 12"),
+        (tokenizer().replace(b', "3": 11', b""), "11 words, the model 12"),
+        (tokenizer().replace(b'"<eos>"', b'"<end>"'), "has no '<eos>'"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_refused(
+    language: Path, content: bytes, message: str
+) -> None:
+    config = config_of(language)
+    assert isinstance(config.task, NextWord)
+    with pytest.raises(ContractError, match=message):
+        NextWordTask(config, config.task, content)
+
+
+def test_a_task_may_name_its_own_special_words(language: Path) -> None:
+    config = config_of(language)
+    assert isinstance(config.task, NextWord)
+    spec = msgspec.structs.replace(config.task, unknown_token="dog", end_token=".")
+    task = NextWordTask(config, spec, tokenizer())
+    assert task.piece("zebra", "$")["tokens"].tolist() == [9]
