@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from service import __version__
 from service.api import documentation, http, operations, predict, sessions, stream
@@ -144,8 +145,20 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path = request.url.path
     if error.status_code == 405:
-        return http.problem(MethodNotAllowed(f"{path} does not take {request.method}"))
+        response = http.problem(MethodNotAllowed(f"{path} does not take {request.method}"))
+        response.headers["Allow"] = ", ".join(sorted(_methods(request)))
+        return response
     return http.problem(UnknownRoute(f"there is no {path}"))
+
+
+def _methods(request: Request) -> set[str]:
+    """Methods of every route of a request's path."""
+    routes = [
+        route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE
+    ]
+    return {
+        method for route in routes if isinstance(route, Route) for method in route.methods or ()
+    }
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:

@@ -6,6 +6,7 @@ and the extension members that help the caller go on (`committed`, `path`, `retr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
@@ -20,6 +21,7 @@ class ServiceError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
+    headers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, detail: str, **extra: Any) -> None:
         super().__init__(detail)
@@ -136,6 +138,13 @@ class NotStreaming(ServiceError):
     """The model cannot do what was asked of it: keep a session, or generate."""
 
     status, code, title = 422, "not_supported", "Not supported by this model"
+
+
+class UpgradeRequired(ServiceError):
+    """The path speaks WebSocket only."""
+
+    status, code, title = 426, "upgrade_required", "Upgrade required"
+    headers: ClassVar[Mapping[str, str]] = {"Upgrade": "websocket", "Connection": "Upgrade"}
 
 
 class NonFinite(ServiceError):

@@ -30,11 +30,17 @@ from service.api.schema import (
     StepOf,
 )
 from service.api.stepping import Writing, open_session, step, token_answer
-from service.errors import Draining, Invalid, ServiceError, SessionBusy, TooLarge
+from service.errors import Draining, Invalid, ServiceError, SessionBusy, TooLarge, UpgradeRequired
 
 log = logging.getLogger(__name__)
 
 router = APIRouter()
+
+
+@router.get("/v1/stream", include_in_schema=False)
+async def plain() -> None:
+    """Say that this is a WebSocket."""
+    raise UpgradeRequired("this path speaks WebSocket; connect with an upgrade")
 
 
 @router.websocket("/v1/stream")
