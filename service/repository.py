@@ -163,9 +163,10 @@ class Repository:
             UnknownModel: There is no such model or version.
             ModelNotReady: It is loading, or was refused.
         """
-        entries = [
-            e for e in self._entries.values() if e.name == name and version in (None, e.version)
-        ]
+        if version is not None:
+            entries = [e for e in (self._entries.get((name, version)),) if e is not None]
+        else:
+            entries = [e for e in self._entries.values() if e.name == name]
         if not entries:
             which = f"version {version} of model {name}" if version else f"model {name}"
             raise UnknownModel(f"there is no {which}")

@@ -25,6 +25,22 @@ from service.api.stepping import Writing, describe, open_session, step
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"], route_class=http.Direct)
 
 
+# Routes are tried in this order.
+
+
+@router.post("/{session}/steps", **documented(StepsRequest, StepsAnswer, STEPS))
+async def steps(request: Request, session: str) -> Response:
+    """Apply inputs, once and in order. With `seq`, sending a request again is free and never applies it twice."""
+    context = context_of(request)
+    body: StepsRequest = await http.read(request, StepsRequest, context.settings)
+    return http.answer(
+        await http.while_connected(
+            request,
+            step(context, session, body.inputs, body.seq, body.parameters, body.timeout_s),
+        )
+    )
+
+
 @router.post("", status_code=201, **documented(SessionRequest, SessionAnswer, SESSION, status=201))
 async def create(request: Request) -> Response:
     """Open a session. With an id of your own, the same request again finds it (200)."""
@@ -67,19 +83,6 @@ async def delete(request: Request, session: str) -> Response:
     context = context_of(request)
     await context.sessions.delete(await context.sessions.find(session, TENANT))
     return Response(status_code=204)
-
-
-@router.post("/{session}/steps", **documented(StepsRequest, StepsAnswer, STEPS))
-async def steps(request: Request, session: str) -> Response:
-    """Apply inputs, once and in order. With `seq`, sending a request again is free and never applies it twice."""
-    context = context_of(request)
-    body: StepsRequest = await http.read(request, StepsRequest, context.settings)
-    return http.answer(
-        await http.while_connected(
-            request,
-            step(context, session, body.inputs, body.seq, body.parameters, body.timeout_s),
-        )
-    )
 
 
 @router.post(

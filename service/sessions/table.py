@@ -248,8 +248,8 @@ class Sessions:
         """
         _check_idle(session, held=held)
         retry = find_retry(session, seq, chunk)
-        self._touch(session)
         if retry is not None:
+            self._touch(session)
             return self._duplicate(session, retry)
         session.busy = True
         left = _Caller()
