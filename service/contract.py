@@ -241,7 +241,7 @@ class GoldenCase(Record, frozen=True, kw_only=True):
 class Golden(Record, frozen=True, kw_only=True):
     """golden.json: answers of the original model, checked on the serving device before a model is called ready."""
 
-    cases: tuple[GoldenCase, ...]
+    cases: Annotated[tuple[GoldenCase, ...], msgspec.Meta(min_length=1)]
 
 
 class _Versioned(msgspec.Struct):

@@ -136,7 +136,7 @@ class Repository:
             )
             metrics = EngineMetrics(self._metrics, entry.name, entry.version)
             engine = Engine(loaded.graph, self._limits, metrics, self._clock)
-        except (ContractError, OSError) as error:
+        except ContractError as error:
             self._refuse(entry, str(error))
             return
         except Exception as error:
@@ -193,10 +193,9 @@ def load_model(directory: Path, name: str, version: int, device: Device, threads
     """Read, verify, load, check against golden answers, and warm one model.
 
     Raises:
-        ContractError: Something is not as the config says; the message names it.
-        OSError: A file cannot be read.
+        ContractError: Something is not as the config says, or a file cannot be read; the message names it.
     """
-    config = decode_config((directory / CONFIG_FILE).read_bytes())
+    config = decode_config(_read(directory, CONFIG_FILE))
     if (config.name, config.version) != (name, version):
         raise ContractError(
             f"{CONFIG_FILE} is of {config.name} version {config.version}, the directory of {name} version {version}"
@@ -219,13 +218,18 @@ def _read_verified(directory: Path, config: ModelConfig) -> dict[str, bytes]:
     for name, expected in config.files.items():
         if Path(name).name != name:
             raise ContractError(f"{CONFIG_FILE} names a file outside the model's directory: {name}")
-        try:
-            files[name] = (directory / name).read_bytes()
-        except OSError as error:
-            raise ContractError(f"{name} cannot be read: {error.strerror}") from None
+        files[name] = _read(directory, name)
         if digest(files[name]) != expected:
             raise ContractError(f"SHA-256 of {name} is not the one in {CONFIG_FILE}")
     return files
+
+
+def _read(directory: Path, name: str) -> bytes:
+    try:
+        return (directory / name).read_bytes()
+    except OSError as error:
+        # Clients see it: the name of the file, not where the service keeps it.
+        raise ContractError(f"{name} cannot be read: {error.strerror}") from None
 
 
 def make_task(config: ModelConfig, files: dict[str, bytes]) -> Task:

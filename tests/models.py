@@ -136,6 +136,33 @@ def accumulator(root: Path, **changes: Any) -> Path:
     return write_model(root, changes.pop("name", "accumulator"), graph, **(arguments | changes))
 
 
+def doubler(root: Path, **changes: Any) -> Path:
+    """`y = 2 x`: a model without state."""
+    double = TensorProto.DOUBLE
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "two"], ["y"]),
+            helper.make_node("Size", ["lengths"], ["n"]),
+        ],
+        "doubler",
+        [
+            helper.make_tensor_value_info("x", double, ["B", "T"]),
+            helper.make_tensor_value_info("lengths", TensorProto.INT32, ["B"]),
+        ],
+        [helper.make_tensor_value_info("y", double, ["B", "T"])],
+        [numpy_helper.from_array(np.array(2.0), "two")],
+    )
+    case = GoldenCase(inputs={"x": [1.0, 2.0]}, split=(1, 1), outputs={"y": [2.0, 4.0]}, state={})
+    arguments: dict[str, Any] = {
+        "task": Tensors(),
+        "inputs": (Tensor(name="x", dtype="float64"),),
+        "outputs": (Tensor(name="y", dtype="float64"),),
+        "state": (),
+        "golden": Golden(cases=(case,)),
+    }
+    return write_model(root, changes.pop("name", "doubler"), graph, **(arguments | changes))
+
+
 def tokenizer() -> bytes:
     """A word-level tokenizer file over `WORDS`."""
     return json.dumps(

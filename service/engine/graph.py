@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -69,6 +70,10 @@ class Graph:
         options.inter_op_num_threads = 1
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Data outside the model's own bytes would be looked for in the working directory; nothing is below this.
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", os.devnull
+        )
         options.log_severity_level = 3
         providers = list(dict.fromkeys([_PROVIDERS[device], _PROVIDERS["cpu"]]))
         try:
@@ -131,8 +136,15 @@ def check_golden(graph: Graph, golden: Golden) -> None:
     Raises:
         ContractError: A number differs by more than `config.tolerance`; says which and by how much.
     """
+    names = {tensor.name for tensor in graph.config.inputs}
     for number, case in enumerate(golden.cases):
         total = sum(case.split)
+        if case.inputs.keys() != names:
+            raise ContractError(f"golden.json case {number}: inputs are {', '.join(case.inputs)}")
+        if {len(values) for values in case.inputs.values()} != {total} or min(case.split) < 1:
+            raise ContractError(
+                f"golden.json case {number}: split {case.split} does not add up to the inputs"
+            )
         for split in ((total,), case.split):
             outputs, state = _fold(graph, case.inputs, split)
             for expected, actual in ((case.outputs, outputs), (case.state, state)):

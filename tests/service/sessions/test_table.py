@@ -90,6 +90,13 @@ class Stage:
         return found or 0.0
 
 
+async def left(caller: asyncio.Task[Any]) -> None:
+    """Have a caller leave, and wait until it has."""
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
 Staged = Callable[..., AbstractAsyncContextManager[Stage]]
 
 
@@ -299,9 +306,7 @@ async def test_a_one_shot_caller_that_leaves_leaves_its_slot(
         if running_:
             await stage.graph.entered()
         await until(lambda: stage.engine.pending == (1 if running_ else 2))
-        step.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await step
+        await left(step)
         stage.graph.open()
         if other is not None:
             await other
@@ -348,7 +353,7 @@ async def test_a_caller_that_leaves_before_its_step_runs_has_sent_nothing(staged
         plug = await stage.entered(other, 1.0)
         leaving = stage.begin(session, 2.0)
         await until(lambda: stage.engine.pending == 2)
-        leaving.cancel()
+        await left(leaving)
         stage.graph.open()
         await plug
         await stage.sessions.drain()
@@ -359,11 +364,15 @@ async def test_a_caller_that_leaves_before_its_step_runs_has_sent_nothing(staged
 async def test_a_caller_that_leaves_at_once_has_sent_nothing(staged: Staged) -> None:
     """The session is still being woken when its caller goes."""
     async with staged() as stage:
-        session = await stage.open()
+        session, other = await stage.open(), await stage.open()
+        plug = await stage.entered(other, 1.0)
+        stage.journal.calls.clear()
         leaving = stage.begin(session, 2.0)
         await until(lambda: "fence" in stage.journal.calls)
-        assert stage.engine.pending == 0
-        leaving.cancel()
+        assert stage.engine.pending == 1
+        await left(leaving)
+        stage.graph.open()
+        await plug
         await stage.sessions.drain()
         assert session.seq == 0
         assert await stage.add(session, 4.0, seq=1) == [4]
@@ -372,8 +381,7 @@ async def test_a_caller_that_leaves_at_once_has_sent_nothing(staged: Staged) -> 
 async def test_a_running_step_goes_on_to_its_commit_and_the_retry_finds_it(staged: Staged) -> None:
     async with staged() as stage:
         session = await stage.open()
-        leaving = await stage.entered(session, 3.0)
-        leaving.cancel()
+        await left(await stage.entered(session, 3.0))
         stage.graph.open()
         await stage.sessions.drain()
         retry = await stage.apply(session, 3.0, seq=1)
@@ -385,9 +393,7 @@ async def test_a_long_step_cancelled_on_the_way_leaves_the_committed_state(stage
     async with staged(batching=Batching(max_chunk_length=2)) as stage:
         session = await stage.open()
         await stage.add(session, 1.0, 2.0, 4.0)
-        leaving = await stage.entered(session, *[100.0] * 6)
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
+        await left(await stage.entered(session, *[100.0] * 6))
         stage.graph.open()
         await stage.sessions.drain()
         assert (session.seq, session.slot) == (3, None)
