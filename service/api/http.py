@@ -23,7 +23,7 @@ T = TypeVar("T")
 PROBLEM = "application/problem+json"
 _AT_PATH = re.compile(r"^(.*?)(?: - at `(.*)`)?$", re.DOTALL)
 # Watching for a caller that leaves costs a task; most requests end before it is worth one.
-_WATCH_AFTER_S = 0.05
+_WATCH_AFTER_S = 0.25
 
 
 def decode(data: bytes | str, kind: Any, format_: Any = msgspec.json) -> Any:
