@@ -378,15 +378,18 @@ class Sessions:
     async def sweep(self) -> int:
         """End every session whose time to live has passed; returns how many."""
         now = self.clock()
-        expired = [s for s in self._sessions.values() if s.idle_s(now) > s.identity.ttl_s]
-        for session in expired:
-            if session.idle:
-                try:
-                    await self._end(session, "ttl")
-                except Exception:
-                    # The store failed; the next sweep tries again, and the others are not to wait for it.
-                    log.exception("session %s could not be ended", session.identity.id)
-        return len(expired)
+        ended = 0
+        for session in [s for s in self._sessions.values() if s.idle_s(now) > s.identity.ttl_s]:
+            if not session.idle:
+                continue
+            try:
+                await self._end(session, "ttl")
+            except Exception:
+                # The store failed; the next sweep tries again, and the others are not to wait for it.
+                log.exception("session %s could not be ended", session.identity.id)
+            else:
+                ended += 1
+        return ended
 
     async def _end_if_expired(self, session_id: str) -> None:
         session = self._sessions.get(session_id)

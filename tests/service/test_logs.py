@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ def ids() -> Iterator[None]:
 
 def test_a_record_is_one_line_of_json() -> None:
     found = line(record("model %s\nis ready", "m", created=0.5))
+    assert datetime.fromisoformat(found.pop("time")) == datetime.fromtimestamp(0.5, UTC)
     assert found == {
-        "time": "1970-01-01T00:00:00.500+00:00",
         "level": "warning",
         "logger": "service.x",
         "message": "model m\nis ready",

@@ -389,6 +389,19 @@ async def test_a_running_step_goes_on_to_its_commit_and_the_retry_finds_it(stage
         assert await stage.add(session, 1.0) == [4]
 
 
+async def test_what_becomes_of_a_departed_callers_step_is_logged(
+    staged: Staged, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    async with staged() as stage:
+        session = await stage.open()
+        await left(await stage.entered(session, np.nan))
+        stage.graph.open()
+        await stage.sessions.drain()
+        assert await stage.add(session, 1.0, seq=1) == [1]
+    assert "step of a departed caller ended with the model computed NaN" in caplog.text
+
+
 async def test_a_long_step_cancelled_on_the_way_leaves_the_committed_state(staged: Staged) -> None:
     async with staged(batching=Batching(max_chunk_length=2)) as stage:
         session = await stage.open()
@@ -533,7 +546,7 @@ async def test_an_end_that_fails_leaves_the_session_as_it_was(
         await stage.open("t")
         stage.clock.now += TTL_S + 1
         stage.journal.fails = {"end"}
-        assert await stage.sessions.sweep() == 2
+        assert await stage.sessions.sweep() == 1
         assert len(stage.sessions) == 1
         assert await stage.sessions.sweep() == 1
         assert used(stage.engine) == 0
@@ -549,6 +562,34 @@ async def test_a_session_ended_elsewhere_is_forgotten_here(staged: Staged) -> No
             await stage.add(session, 1.0)
         with pytest.raises(SessionGone, match="deleted"):
             await stage.find("s")
+
+
+async def test_a_session_ended_elsewhere_can_be_deleted_here(staged: Staged) -> None:
+    async with staged() as stage:
+        session = await stage.open("s")
+        elsewhere = table(stage.engine, stage.journal, stage.clock)
+        await elsewhere.delete(await elsewhere.find("s", "tenant"))
+        await stage.sessions.delete(session)
+        assert len(stage.sessions) == 0
+        assert stage.count("sessions_expired_total", reason="deleted") == 0
+
+
+async def test_what_is_left_of_a_fenced_session_does_not_take_its_successor_along(
+    staged: Staged,
+) -> None:
+    async with staged() as stage:
+        fenced = await stage.open("s")
+        await stage.add(fenced, 1.0)
+        elsewhere = table(stage.engine, stage.journal, stage.clock)
+        taken = await elsewhere.find("s", "tenant")
+        with pytest.raises(SessionFenced):
+            await stage.add(fenced, 2.0)
+        successor = await stage.find("s")
+        assert successor is not fenced
+        await elsewhere.delete(taken)
+        with pytest.raises(UnknownSession):
+            await stage.add(fenced, 2.0)
+        assert list(stage.sessions.of_tenant("tenant")) == [successor]
 
 
 async def test_two_who_look_for_a_session_at_once_find_the_same(staged: Staged) -> None:
@@ -654,6 +695,18 @@ async def test_an_expired_id_can_be_opened_again_at_once(staged: Staged) -> None
         session, new = await stage.sessions.create(stage.engine, "tenant", TTL_S, "s")
         assert (new, session.seq) == (True, 0)
         assert await stage.add(session, 5.0) == [5]
+
+
+async def test_a_session_put_to_work_while_others_expire_is_spared(staged: Staged) -> None:
+    async with staged() as stage:
+        await stage.open("a")
+        working = await stage.open("b")
+        stage.clock.now += TTL_S + 1
+        sweep = asyncio.create_task(stage.sessions.sweep())
+        await until(lambda: "end" in stage.journal.calls)
+        assert await stage.add(working, 1.0) == [1]
+        assert await sweep == 1
+        assert await stage.find("b") is working
 
 
 async def test_a_session_at_work_does_not_expire(staged: Staged) -> None:

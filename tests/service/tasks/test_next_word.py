@@ -299,6 +299,12 @@ async def test_a_text_goes_on_where_it_was_cut(task: NextWordTask) -> None:
     assert written.text == text(whole)
 
 
+async def test_a_text_that_is_finished_does_not_go_on(task: NextWordTask) -> None:
+    written = Written()
+    await write(task, Model(), written=written, max_tokens=2, ignore_eos=True)
+    assert await write(task, Model(), written=written, max_tokens=2, ignore_eos=True) == []
+
+
 async def test_a_token_on_its_way_when_the_stream_breaks_can_be_settled(
     task: NextWordTask,
 ) -> None:
