@@ -7,11 +7,11 @@ import random
 import re
 import time
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs
-from service.metrics import Metrics
+from service.metrics import Distribution, Metrics
 
 log = logging.getLogger("service.access")
 
@@ -30,7 +30,7 @@ class Observed:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        self._found: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._found: dict[tuple[str, str, int], tuple[Counter, Distribution]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -75,7 +75,7 @@ class Observed:
             }
             log.info("request", extra={"data": data})
 
-    def _counters(self, route: str, method: str, status: int) -> tuple[Counter, Histogram]:
+    def _counters(self, route: str, method: str, status: int) -> tuple[Counter, Distribution]:
         found = self._found.get((route, method, status))
         if found is None:
             found = self._found[route, method, status] = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -322,7 +323,8 @@ def _finite_rows(
 ) -> npt.NDArray[np.bool_]:
     batch = len(lengths)
     finite = np.ones(batch, np.bool_)
-    if all(np.isfinite(result[name]).all() for name in (*states, *outputs)):
+    # A sum of squares is finite only if every element is; the other way round it need not be.
+    if all(math.isfinite(np.vdot(result[name], result[name])) for name in (*states, *outputs)):
         return finite
     for name in states:
         finite &= np.isfinite(result[name]).reshape(batch, -1).all(axis=1)
