@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, WebSocket
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnect
 
 from service import logs
@@ -34,11 +36,11 @@ from service.errors import Draining, Invalid, ServiceError, SessionBusy, TooLarg
 
 log = logging.getLogger(__name__)
 
-router = APIRouter()
+router = APIRouter(route_class=http.Direct)
 
 
 @router.get("/v1/stream", include_in_schema=False)
-async def plain() -> None:
+async def plain(request: Request) -> Response:
     """Say that this is a WebSocket."""
     raise UpgradeRequired("this path speaks WebSocket; connect with an upgrade")
 

@@ -660,6 +660,8 @@ def test_a_plain_request_to_the_socket_is_told_to_upgrade(service: Service) -> N
     answer = service.http.get("/v1/stream")
     check_problem(answer, 426, "upgrade_required", None)
     assert answer.headers["upgrade"] == "websocket"
+    headers = {"Upgrade": "h2c", "Connection": "Upgrade"}
+    assert service.http.get("/v1/stream", headers=headers).status_code == 426
     assert service.http.post("/v1/stream", json={}).status_code == 405
 
 
