@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import platform
 import shlex
@@ -21,6 +22,7 @@ import uvloop
 from benchmarks import inside, report, wire
 from benchmarks.server import Server, running
 from benchmarks.tape import MODELS, Model, load
+from service.__main__ import SWITCH_S
 from service.engine.graph import choose_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each measurement")
     parser.add_argument("--seconds", type=float, default=1.0, help="of each turn over the wire")
     arguments = parser.parse_args()
+    sys.setswitchinterval(SWITCH_S)
     result = uvloop.run(_measure(arguments.rounds, arguments.seconds))
     RESULTS.mkdir(exist_ok=True)
     data = msgspec.json.format(msgspec.json.encode(result), indent=1)
@@ -51,6 +54,9 @@ async def _measure(rounds: int, seconds: float) -> dict[str, Any]:
     device = choose_device("auto")
     circumstances = _circumstances(device)
     models = [load(name, device) for name in NAMES]
+    # As the service does once its models are loaded.
+    gc.collect()
+    gc.freeze()
     in_process = []
     for model in models:
         print(f"in process: {model.name}", file=sys.stderr)

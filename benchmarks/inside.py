@@ -1,12 +1,13 @@
 """In this process: bare ONNX Runtime, the engine, and sessions on top, at equal batch, in turns.
 
-The machine may be busy with other things, so the three take turns and each round gives one ratio; the median counts.
+The machine may be busy with other things, so they take turns and each round gives one ratio; the median counts.
 CPU time is what the whole process used, all threads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from itertools import cycle
 from statistics import median
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from benchmarks.tape import LENGTH, Arrays, Model, Tape
 from service.engine.engine import Engine, Limits
+from service.engine.graph import Graph
 from service.journal.memory import MemoryJournal
 from service.metrics import EngineMetrics, Metrics
 from service.sessions.session import Chunk
@@ -46,28 +49,36 @@ class Played:
 
 async def measure(model: Model, rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Measure one model at every batch size: one row each."""
+    return [await _measure_batch(model, batch, rounds, seconds) for batch in BATCHES]
+
+
+async def _measure_batch(model: Model, batch: int, rounds: int, seconds: float) -> dict[str, Any]:
     metrics = Metrics()
     limits = Limits(capacity=256, max_pending=4096, max_pending_tokens=2**20)
-    engine = Engine(model.graph, limits, EngineMetrics(metrics, model.name, 1))
+    engine = Engine(_limited(model.graph, batch), limits, EngineMetrics(metrics, model.name, 1))
     engine.start()
     policy = Policy(max_sessions=10_000, evict_idle_s=60, snapshot_every=64)
     sessions = Sessions(MemoryJournal(10), lambda name, version: engine, policy, metrics)
-    rows = []
-    for batch in BATCHES:
-        ways: dict[str, Callable[[float], Awaitable[Played]]] = {
-            "raw": lambda end, n=batch: _raw(model, n, end),
-            "engine": lambda end, n=batch: _closed_loop(n, end, _by_engine, model, engine),
-            "sessions": lambda end, n=batch: _closed_loop(
-                n, end, _by_sessions, model, engine, sessions
-            ),
-        }
-        found: dict[str, list[Speed]] = {name: [] for name in ways}
-        for _ in range(rounds):
-            for name, way in ways.items():
-                found[name].append(await _timed(way, seconds))
-        rows.append({"model": model.name, "batch": batch} | _row(found))
+    ways: dict[str, Callable[[float], Awaitable[Played]]] = {
+        "raw": lambda end: _raw(model, batch, end),
+        "engine": lambda end: _closed_loop(batch, end, _by_engine, model, engine),
+        "full": lambda end: _closed_loop(2 * batch, end, _by_engine, model, engine),
+        "sessions": lambda end: _closed_loop(batch, end, _by_sessions, model, engine, sessions),
+    }
+    found: dict[str, list[Speed]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            found[name].append(await _timed(way, seconds))
     await engine.close()
-    return rows
+    return {"model": model.name, "batch": batch} | _row(found)
+
+
+def _limited(graph: Graph, batch: int) -> Graph:
+    """The same graph, in batches of at most `batch`."""
+    batching = msgspec.structs.replace(graph.config.batching, max_batch_size=batch)
+    limited = copy.copy(graph)
+    limited.config = msgspec.structs.replace(graph.config, batching=batching)
+    return limited
 
 
 async def _timed(way: Callable[[float], Awaitable[Played]], seconds: float) -> Speed:

@@ -19,7 +19,7 @@ from service.app import build, build_context
 from service.contract import CONFIG_FILE, ContractError, decode_config
 from service.settings import Settings, SettingsError, from_environ
 
-_SWITCH_S = 0.0005
+SWITCH_S = 0.0005
 
 
 class Server(uvicorn.Server):
@@ -86,7 +86,7 @@ def serve(settings: Settings) -> None:
     """Run the service until a signal."""
     logs.configure(settings.log_level)
     # How long a busy event loop may keep a model's thread from going on. Python's 5 ms is longer than most models run.
-    sys.setswitchinterval(_SWITCH_S)
+    sys.setswitchinterval(SWITCH_S)
     make_server(build_context(settings)).run()
 
 
