@@ -46,8 +46,7 @@ def probe(service: Service) -> Iterator[Probe]:
     probe.step()
     assert service.faults(start) == []
     probe.end()
-    service.wait_until_metric("pending_steps", 0)
-    service.wait_until_metric("stream_sockets", 0)
+    service.wait_until_idle()
 
 
 @pytest.fixture

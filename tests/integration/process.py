@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,14 @@ class Service:
 
     def metric(self, name: str, **labels: str) -> float:
         """Sum of a metric's samples that carry these labels."""
+        return self._sum([name], labels)
+
+    def _sum(self, names: Sequence[str], labels: Mapping[str, str]) -> float:
         wanted = {f'{label}="{value}"' for label, value in labels.items()}
         total = 0.0
         for line in self.http.get("/metrics").text.splitlines():
             match = _SAMPLE.fullmatch(line)
-            if match and match[1] == name and wanted <= set((match[2] or "").split(",")):
+            if match and match[1] in names and wanted <= set((match[2] or "").split(",")):
                 total += float(match[3])
         return total
 
@@ -68,6 +72,12 @@ class Service:
         deadline = time.monotonic() + 10
         while (found := self.metric(name, **labels)) != value:
             assert time.monotonic() < deadline, f"{name} stays {found}, expected {value}"
+
+    def wait_until_idle(self) -> None:
+        """Wait until no step is in flight and no socket open."""
+        deadline = time.monotonic() + 10
+        while self._sum(["pending_steps", "stream_sockets"], {}) > 0:
+            assert time.monotonic() < deadline, "a step or a socket is left behind"
 
 
 def start(models: Path, log_file: Path, **settings: str) -> Service:
