@@ -121,9 +121,9 @@ def _wire(rows: Sequence[Result]) -> str:
 
 def _judged(value: float, aim: float | None, *, most: bool = False) -> str:
     if aim is None:
-        return f"{value:.2f}"
+        return f"{value:.3g}"
     met = value <= aim if most else value >= aim
-    return f"**{value:.2f}** ({'aim' if met else 'misses the aim'} {'≤' if most else '≥'} {aim:g})"
+    return f"**{value:.3g}** ({'aim' if met else 'misses the aim'} {'≤' if most else '≥'} {aim:g})"
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
