@@ -56,6 +56,8 @@ class Tape:
         named = answer if isinstance(answer, list) else [answer]
         right = self._scores(at)
         best = sorted(right.values(), reverse=True)
+        if not named:
+            raise WrongAnswer(f"step {at}: no candidates, not {right}")
         for candidate, due in zip(named, best, strict=False):
             score, name = candidate["score"], _name(candidate)
             if max(abs(score - due), abs(score - right.get(name, -1.0))) > TOLERANCE:
