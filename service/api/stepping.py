@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ from service.api.schema import (
 )
 from service.contract import ModelConfig
 from service.engine.sampling import Sampling
-from service.errors import Invalid, NotStreaming, TooLarge
+from service.errors import Invalid, NotStreaming, PayloadMismatch, TooLarge, WrongSeq
 from service.repository import Served
 from service.sessions.session import Chunk, Session, checked_id
 from service.sessions.slots import run_slot
@@ -91,6 +92,23 @@ async def step(
 
 def _served(context: Context, session: Session) -> Served:
     return context.repository.get(session.identity.model, session.identity.version)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A generation of a session, kept so that its request can be answered again.
+
+    Attributes:
+        first: `seq` of its first input.
+        prompt: Digest of the text fed first; empty if there was none.
+        wanted: What to generate.
+        written: What has been, so far.
+    """
+
+    first: int
+    prompt: bytes
+    wanted: Generation
+    written: Written
 
 
 class Writing:
@@ -164,20 +182,21 @@ class Writing:
         """
         sessions = self._context.sessions
         self._session = session
+        prompt = None if inputs is None else self._prompt(inputs)
         with sessions.hold(session):
-            first = self._resume(session, after) if after is not None else None
-            if first is None:
-                first = self._start(session, inputs)
+            begun = self._find_begun(session, prompt, seq, after)
+            first = self._begin(session, prompt) if begun is None else self._go_on(session, begun)
 
             async def feed(chunk: Chunk, passing: tuple[str, ...]) -> tuple[Outputs, int]:
                 nonlocal seq
+                number = seq if begun is None else None
                 wanted = Wanted(self._task.outputs, self._deadline, passing)
-                applied = await sessions.apply(session, chunk, wanted, seq, held=True)
+                applied = await sessions.apply(session, chunk, wanted, number, held=True)
                 seq = None
                 self._seq = applied.seq
                 return applied.outputs, applied.seq
 
-            for token in self.written.tokens[(after or 0) + 1 :] if after is not None else ():
+            for token in self.written.tokens[0 if after is None else after + 1 :]:
                 yield token
             if self.written.tokens and self.written.tokens[-1].finish is not None:
                 return
@@ -187,30 +206,53 @@ class Writing:
                 self._count()
                 yield token
 
-    def _start(self, session: Session, inputs: str | list[Any] | None) -> Chunk | Outputs:
-        session.generation = (self._wanted, self.written)
-        if inputs is not None:
-            return self._prompt(inputs)
-        if session.reply is None:
+    def _begin(self, session: Session, prompt: Chunk | None) -> Chunk | Outputs:
+        if prompt is None and session.reply is None:
             raise Invalid("the session has no inputs yet; send some", path="$.inputs")
+        session.generation = Begun(session.seq + 1, _digest(prompt), self._wanted, self.written)
+        if prompt is not None:
+            return prompt
+        assert session.reply is not None
         return session.reply.outputs
 
-    def _resume(self, session: Session, after: int) -> Chunk | Outputs:
-        wanted, written = session.generation or (None, Written())
-        if wanted != self._wanted or after >= len(written.tokens) or session.reply is None:
+    def _find_begun(
+        self, session: Session, prompt: Chunk | None, seq: int | None, after: int | None
+    ) -> Begun | None:
+        """The generation this request asks for again, by `seq` or by the last event; None for a new one."""
+        begun: Begun | None = session.generation
+        if after is None:
+            if seq is None or seq == session.seq + 1 or begun is None or seq != begun.first:
+                return None
+            if not self.repeatable:
+                self._wanted = replace(self._wanted, seed=begun.wanted.seed)
+            if begun.wanted != self._wanted or begun.prompt != _digest(prompt):
+                raise PayloadMismatch(
+                    f"seq {seq} of session {session.identity.id} began another generation",
+                    committed=session.seq,
+                    expected=session.seq + 1,
+                )
+        elif begun is None or begun.wanted != self._wanted or after >= len(begun.written.tokens):
             raise Invalid(
                 "there is no such generation of this session to resume; resuming takes the same "
                 "request, with its seed, and the id of an event it sent",
                 path="Last-Event-ID",
             )
-        last = written.tokens[-1]
-        if written.pending is not None and session.seq == (last.seq or 0) + 1:
-            # The stream was cut after the token was committed and before it was sent.
-            last = written.settle(session.seq)
-        if last.seq != session.seq:
-            raise Invalid("the session has moved on since that generation", path="Last-Event-ID")
-        self.written = written
-        self._seq = session.seq
+        return begun
+
+    def _go_on(self, session: Session, begun: Begun) -> Outputs:
+        written = begun.written
+        applied = begun.first - 1 + bool(begun.prompt) + len(written.tokens)
+        if written.pending is not None and session.seq == applied + 1:
+            # The caller was lost after the token was committed and before it was sent.
+            written.settle(session.seq)
+            applied += 1
+        if applied != session.seq or session.reply is None:
+            raise WrongSeq(
+                f"session {session.identity.id} has moved on since that generation",
+                committed=session.seq,
+                expected=session.seq + 1,
+            )
+        self.written, self.seed, self._seq = written, begun.wanted.seed, session.seq
         return session.reply.outputs
 
     def _count(self) -> None:
@@ -231,6 +273,10 @@ class Writing:
             session=msgspec.UNSET if self._session is None else self._session.identity.id,
             seq=msgspec.UNSET if self._seq is None else self._seq,
         )
+
+
+def _digest(prompt: Chunk | None) -> bytes:
+    return b"" if prompt is None else prompt.digest()
 
 
 def _generation(options: GenerateOptions) -> Generation:

@@ -75,7 +75,7 @@ class Session:
     log_length: int = 0
     busy: bool = False
     held: bool = False
-    generation: tuple[Any, Any] | None = None
+    generation: Any = None
 
     @property
     def labels(self) -> tuple[str, str]:

@@ -87,7 +87,7 @@ class Written:
     """
 
     tokens: list[Token] = field(default_factory=list)
-    running: Running = Running()
+    running: Running | None = None
     pending: tuple[Token, Running] | None = None
 
     def settle(self, seq: int | None) -> Token:
@@ -221,9 +221,9 @@ class NextWordTask:
             Invalid: All of the vocabulary is to be sampled, and the outputs to go on from do not hold it.
         """
         passing = _FULL if self._needs_all(wanted.sampling) else ()
-        outputs = (await step(first, passing))[0] if isinstance(first, Chunk) else first
-        if not written.tokens:
+        if written.running is None:
             written.running = self._end_of(first)
+        outputs = (await step(first, passing))[0] if isinstance(first, Chunk) else first
         random = uniforms(wanted.seed, wanted.max_tokens)
         while len(written.tokens) < wanted.max_tokens:
             token, running = self._next(outputs, wanted, written, random)
@@ -254,6 +254,7 @@ class NextWordTask:
         finish = "length" if index + 1 == wanted.max_tokens else None
         if chosen == self._end and not wanted.ignore_eos:
             finish = "eos"
+        assert written.running is not None, "`generate` says where the text stands"
         delta, running = self._write(written.running, chosen)
         delta, held, stopped = _until_stop(delta, wanted.stop, last=finish is not None)
         token = Token(

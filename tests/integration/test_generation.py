@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import httpx
@@ -173,9 +174,13 @@ def test_text_ends_before_the_first_stop_string_wherever_its_tokens_split(
     service: Service, seed: int, at: int, length: int, more: list[str]
 ) -> None:
     options = {"max_tokens": 20, "seed": seed} | NO_END
-    free = one_shot(service, **options)["text"]
+    answer = one_shot(service, **options)
+    free = answer["text"]
     stop = [free[at : at + length] or "never to be found", *more]
-    cut = min([i for s in stop if (i := free.find(s)) >= 0], default=None)
+    # The first token that completes a stop string is the last.
+    texts = itertools.accumulate(token["text"] for token in answer["tokens"])
+    cuts = ([i for s in stop if (i := text.find(s)) >= 0] for text in texts)
+    cut = next((min(found) for found in cuts if found), None)
     whole = one_shot(service, stop=stop, **options)
     _, tokens, done = split_stream(
         streamed(service, "/v1/models/language/generate", inputs=PROMPT, stop=stop, **options)
@@ -183,6 +188,28 @@ def test_text_ends_before_the_first_stop_string_wherever_its_tokens_split(
     assert whole["text"] == done["text"] == (free if cut is None else free[:cut])
     assert "".join(token["text"] for token in tokens) == done["text"]
     assert whole["finish_reason"] == done["finish_reason"] == ("length" if cut is None else "stop")
+
+
+def test_a_generation_of_a_session_is_answered_again_by_its_seq(
+    service: Service, session: str
+) -> None:
+    path = f"/v1/sessions/{session}/generate"
+    body = {"inputs": PROMPT, "seq": 1, "max_tokens": 5} | NO_END
+    first = service.http.post(path, json=body)
+    again = service.http.post(path, json=body)
+    assert again.status_code == 200, again.text
+    assert again.json() == first.json()
+    assert first.json()["seq"] == 6
+    with_stream = streamed(service, path, **body)
+    assert ids_of(split_stream(with_stream)[1]) == ids_of(first.json()["tokens"])
+
+    other = service.http.post(path, json=body | {"inputs": "a dog"})
+    assert (other.status_code, other.json()["code"]) == (422, "payload_mismatch")
+    more = service.http.post(path, json={"seq": 7, "max_tokens": 2, "top_k": 3} | NO_END)
+    assert more.json()["seq"] == 8
+    late = service.http.post(path, json=body)
+    assert (late.status_code, late.json()["code"]) == (409, "wrong_seq")
+    assert late.json()["committed"] == 8
 
 
 @pytest.mark.parametrize("after", [0, 3, 8, 11])
@@ -243,7 +270,35 @@ async def test_a_session_stream_is_resumed_where_its_connection_broke(
     answer = await running.http.post(
         "/v1/sessions/s/generate", json=body, headers={"Last-Event-ID": "7"}
     )
-    assert (answer.status_code, answer.json()["path"]) == (422, "Last-Event-ID")
+    assert (answer.status_code, answer.json()["code"]) == (409, "wrong_seq")
+    assert answer.json()["committed"] == 14
+
+
+@pytest.mark.parametrize("runs", [0, 1, 2, 4])
+async def test_a_caller_lost_before_any_token_gets_them_all_by_the_same_seq(
+    running: Running, runs: int
+) -> None:
+    await running.http.put("/v1/sessions/s", json={"model": "language"})
+    await running.http.put("/v1/sessions/unbroken", json={"model": "language"})
+    body = {"inputs": PROMPT, "seq": 1, "max_tokens": 6, "seed": 4, "top_k": 4} | NO_END
+    expected = (await running.http.post("/v1/sessions/unbroken/generate", json=body)).json()
+    gate = running.gate("language")
+    gate.shut()
+    lost = asyncio.create_task(running.http.post("/v1/sessions/s/generate", json=body))
+    for _ in range(runs):
+        await gate.arrival()
+        gate.let()
+    await gate.arrival()
+    lost.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await lost
+    gate.open()
+    session = await running.context.sessions.find("s", "default")
+    await running.until(lambda: session.idle)
+
+    answer = await running.http.post("/v1/sessions/s/generate", json=body)
+    assert answer.json() == expected | {"session": "s"}
+    assert session.seq == expected["seq"] == 7
 
 
 async def test_an_error_inside_a_stream_is_its_last_event(running: Running) -> None:
