@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from service.tasks.protocol import Task
 
 log = logging.getLogger(__name__)
 
+# One spelling for each number: 7 and 007 would be the same version.
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _WARM_BATCHES = (1, 8, 64)
 
 
@@ -117,7 +120,7 @@ class Repository:
     def find(self) -> None:
         """Look for models; a name with several numbered versions serves all of them."""
         for directory in sorted(self._directory.glob("*/*")):
-            if directory.name.isdecimal() and directory.is_dir():
+            if _VERSION.fullmatch(directory.name) and directory.is_dir():
                 entry = Entry(directory.parent.name, int(directory.name), directory)
                 self._entries[entry.name, entry.version] = entry
 

@@ -104,10 +104,17 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Tombstone:
-    """What is left of an ended session."""
+    """What is left of an ended session.
+
+    Attributes:
+        reason: `ttl`, `evicted` or `deleted`.
+        ended_at: Unix time in seconds.
+        tenant: Whose it was; to others there never was such a session.
+    """
 
     reason: str
     ended_at: float
+    tenant: str = ""
 
 
 class Journal(Protocol):

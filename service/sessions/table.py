@@ -182,7 +182,7 @@ class Sessions:
         session = self._sessions.get(session_id) or await self._adopt(session_id)
         if session is None:
             tombstone = await self._journal.tombstone(session_id)
-            if tombstone is not None:
+            if tombstone is not None and tombstone.tenant == tenant:
                 raise SessionGone(
                     f"session {session_id} ended: {tombstone.reason}",
                     reason=tombstone.reason,
@@ -406,7 +406,7 @@ class Sessions:
     async def _end(self, session: Session, reason: str) -> None:
         # Busy until the journal has it, so that nobody steps or adopts a session that is ending.
         session.busy = True
-        tombstone = Tombstone(reason, self.wall_clock())
+        tombstone = Tombstone(reason, self.wall_clock(), session.identity.tenant)
         try:
             ended = await self._journal.end(session.identity.id, tombstone)
         except BaseException:

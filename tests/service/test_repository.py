@@ -258,6 +258,16 @@ async def test_until_it_is_loaded_a_model_is_not_ready(tmp_path: Path) -> None:
     await repository.close()
 
 
+async def test_a_version_is_spelled_in_one_way(tmp_path: Path) -> None:
+    directory = models.accumulator(tmp_path)
+    for name in ("01", "0", "-1", "1.0", "latest"):
+        shutil.copytree(directory, directory.with_name(name))
+    async with loaded(tmp_path) as repository:
+        assert [(e.version, e.directory, e.state) for e in repository.entries] == [
+            (1, directory, "ready")
+        ]
+
+
 async def test_an_empty_directory_is_never_ready(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "1").write_text("a file, not a directory")

@@ -665,6 +665,8 @@ async def test_a_deleted_session_is_gone_and_says_so(staged: Staged) -> None:
         with pytest.raises(SessionGone) as error:
             await stage.find("s")
         assert error.value.extra == {"reason": "deleted", "ended_at": 1_700_000_000.0}
+        with pytest.raises(UnknownSession):
+            await stage.sessions.find("s", "another tenant")
         assert await stage.add(await stage.open("s"), 5.0, seq=1) == [5]
 
 
