@@ -781,6 +781,8 @@ def test_a_service_with_nothing_left_to_give_says_when_to_come_again(
         assert int(answer.headers["retry-after"]) > 0
         answer = small.http.post("/v1/models/accumulator/predict", json={"inputs": [[1]] * 3})
         check_problem(answer, 503, "overloaded", None)
+        # The one of the three that got the slot holds it until it is dropped or done.
+        small.wait_until_metric("pending_steps", 0)
         for number in (0, 1, 0, 1):
             # Each in turn in the only slot there is.
             answer = small.http.post(f"/v1/sessions/{number}/steps", json={"inputs": [1]})
