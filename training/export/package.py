@@ -87,7 +87,7 @@ def card(bundle: Bundle, config: ModelConfig, files: dict[str, bytes], differenc
     provenance = config.provenance
     quality = ["| measure | split | value | floor |", "| --- | --- | ---: | --- |"]
     quality += [
-        f"| {m.name} | {m.split} | {m.value:.4g} | {_floor(m)} |" for m in provenance.metrics
+        f"| {m.name} | {m.split} | {m.value:.5g} | {_floor(m)} |" for m in provenance.metrics
     ]
     sizes = [f"| `{name}` | {len(content):,} |" for name, content in files.items()]
     commands = provenance.command.replace(" && ", "\n")
@@ -108,7 +108,7 @@ def card(bundle: Bundle, config: ModelConfig, files: dict[str, bytes], differenc
 
 def sentence(metric: Metric) -> str:
     """A metric in words, its floor beside it."""
-    return f"{metric.name} on {metric.split}: {metric.value:.4g}, floor {_floor(metric)}"
+    return f"{metric.name} on {metric.split}: {metric.value:.5g}, floor {_floor(metric)}"
 
 
 def _floor(metric: Metric) -> str:
