@@ -15,6 +15,7 @@ import uvicorn
 
 from service import __version__, logs
 from service.api.context import Context
+from service.api.transport import HttpProtocol
 from service.app import build, build_context
 from service.contract import CONFIG_FILE, ContractError, decode_config
 from service.settings import Settings, SettingsError, from_environ
@@ -74,6 +75,7 @@ def make_server(context: Context) -> Server:
         proxy_headers=False,
         server_header=False,
         date_header=False,
+        http=HttpProtocol,
         ws="websockets-sansio",
         ws_max_size=settings.max_body_bytes,
         ws_per_message_deflate=False,

@@ -67,11 +67,37 @@ async def read(request: Request, kind: Any, settings: Settings) -> Any:
         TooLarge: It is above `max_body_bytes`.
         SlowBody: It did not arrive within `body_timeout_s`.
     """
+    cut = _Cut()
+    # Not `asyncio.timeout`, which takes as long as reading a body that is there already.
+    timer = asyncio.get_running_loop().call_later(settings.body_timeout_s, cut)
     try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            return decode(await _body(request, settings.max_body_bytes), kind)
-    except TimeoutError:
-        raise SlowBody(f"the body did not arrive within {settings.body_timeout_s:g} s") from None
+        body = await _body(request, settings.max_body_bytes)
+    except asyncio.CancelledError:
+        if cut.was_it():
+            raise SlowBody(
+                f"the body did not arrive within {settings.body_timeout_s:g} s"
+            ) from None
+        raise
+    finally:
+        timer.cancel()
+    return decode(body, kind)
+
+
+class _Cut:
+    """Cancels the task that made it when called, and knows afterwards whether it did."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._made = False
+
+    def __call__(self) -> None:
+        self._made = self._task.cancel()
+
+    def was_it(self) -> bool:
+        """Whether the cancellation at hand is this one, and no one else's as well."""
+        return self._made and self._task.uncancel() == 0
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -94,10 +120,9 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientDisconnect: The caller left.
     """
-    caller = asyncio.current_task()
-    assert caller is not None
+    cut = _Cut()
     watch: asyncio.Task[None] | None = None
-    left = over = False
+    over = False
 
     def begin_to_watch() -> None:
         nonlocal watch
@@ -105,15 +130,14 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         watch.add_done_callback(leave)
 
     def leave(watch: asyncio.Task[None]) -> None:
-        nonlocal left
         if not (over or watch.cancelled()):
-            left = caller.cancel()
+            cut()
 
     timer = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, begin_to_watch)
     try:
         return await work
     except asyncio.CancelledError:
-        if left and caller.uncancel() == 0:
+        if cut.was_it():
             raise ClientDisconnect from None
         raise
     finally:

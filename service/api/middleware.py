@@ -66,14 +66,16 @@ class Observed:
         requests, durations = self._counters(route, scope["method"], status)
         requests.inc()
         durations.observe(seconds)
-        if log.isEnabledFor(logging.INFO) and route not in _QUIET:
+        # Success is counted, and told only to who asks for it: a line costs as much as a step of a small model.
+        level = logging.INFO if status >= 400 else logging.DEBUG
+        if log.isEnabledFor(level) and route not in _QUIET:
             data = {
                 "method": scope["method"],
                 "path": scope["path"],
                 "status": status,
                 "duration_ms": round(seconds * 1000, 3),
             }
-            log.info("request", extra={"data": data})
+            log.log(level, "request", extra={"data": data})
 
     def _counters(self, route: str, method: str, status: int) -> tuple[Counter, Distribution]:
         found = self._found.get((route, method, status))

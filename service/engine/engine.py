@@ -72,7 +72,8 @@ class Engine:
         self._metrics = metrics
         self._clock = clock
         self._scheduler = Scheduler(graph.config.batching)
-        self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[list[Work] | None] = queue.SimpleQueue()
+        self._arrived: list[Work] = []
         self._futures: dict[Work, asyncio.Future[Outputs]] = {}
         self._pending_tokens = 0
         self._in_flight: set[Slot] = set()
@@ -96,6 +97,7 @@ class Engine:
     async def close(self) -> None:
         """Refuse new work, finish what waits, end the thread."""
         self._closing = True
+        self._hand_over()
         self._inbox.put(None)
         if self._thread.is_alive():
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
@@ -169,12 +171,20 @@ class Engine:
         future = self._futures[work] = self._loop.create_future()
         self._in_flight.add(slot)
         self._pending_tokens += length
-        self._inbox.put(work)
+        if not self._arrived:
+            # Behind all that the same turn of the event loop read: they go to the thread together.
+            self._loop.call_soon(self._hand_over)
+        self._arrived.append(work)
         return work, future
 
     def _idle(self, slot: Slot) -> Slot:
         assert slot not in self._in_flight, f"{slot} has a step in flight"
         return slot
+
+    def _hand_over(self) -> None:
+        if self._arrived:
+            arrived, self._arrived = self._arrived, []
+            self._inbox.put(arrived)
 
     def _deliver(self, ended: Sequence[tuple[Work, Outputs | Exception]]) -> None:
         for work, outcome in ended:
@@ -212,8 +222,8 @@ class Engine:
         open_ = not self._closing
         block = open_ and not self._scheduler
         try:
-            while (work := self._inbox.get(block)) is not None:
-                self._scheduler.add(work)
+            while (arrived := self._inbox.get(block)) is not None:
+                self._scheduler.extend(arrived)
                 block = False
         except queue.Empty:
             return open_
