@@ -22,6 +22,8 @@ from service.settings import Settings, SettingsError, from_environ
 
 SWITCH_S = 0.0005
 
+_CUT_OFF = 4
+
 
 class Server(uvicorn.Server):
     """uvicorn, with a drain between the signal and the shutdown.
@@ -77,7 +79,9 @@ def make_server(context: Context) -> Server:
         date_header=False,
         http=HttpProtocol,
         ws="websockets-sansio",
-        ws_max_size=settings.max_body_bytes,
+        # Larger ones are cut off by a close, which a client that is still sending may not get to see; smaller ones are
+        # read and answered by an error that names the limit.
+        ws_max_size=_CUT_OFF * settings.max_body_bytes,
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout_s)),
     )

@@ -114,6 +114,7 @@ class _Connection:
         identifier: Id = None
         failure: ServiceError | None = None
         try:
+            self._check_size(data)
             frame: Frame = http.decode(data, Frame, msgspec.msgpack if binary else msgspec.json)
             identifier = frame.id
             task = asyncio.current_task()
@@ -133,6 +134,13 @@ class _Connection:
             answer = {"op": "error", "id": identifier, "error": self._problem(failure)}
             with suppress(_ClientLeft):
                 await self._send(answer, binary)
+
+    def _check_size(self, data: str | bytes) -> None:
+        limit = self._context.settings.max_body_bytes
+        if len(data) > limit:
+            raise TooLarge(
+                f"the frame has {len(data)} bytes, at most {limit} are read", limit=limit
+            )
 
     async def _answer(self, frame: Frame, binary: bool) -> None:
         match frame:

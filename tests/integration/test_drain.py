@@ -124,7 +124,10 @@ def test_on_sigterm_an_idle_service_ends_at_once(leaving: Service) -> None:
     assert process.stop(leaving) == 0
 
 
-def test_every_line_of_the_log_is_json_with_the_ids_at_hand(leaving: Service) -> None:
+def test_every_line_of_the_log_is_json_with_the_ids_at_hand(
+    model_directory: Path, tmp_path: Path
+) -> None:
+    leaving = process.start(model_directory, tmp_path / "log", log_level="debug")
     headers = {"X-Request-Id": "mine-1"}
     leaving.http.put("/v1/sessions/logged", json={"model": "accumulator"}, headers=headers)
     answer = leaving.http.post(
@@ -139,8 +142,9 @@ def test_every_line_of_the_log_is_json_with_the_ids_at_hand(leaving: Service) ->
     step = requests["mine-2"]
     assert step["session"] == "logged"
     assert (step["method"], step["path"]) == ("POST", "/v1/sessions/logged/steps")
-    assert (step["status"], step["level"]) == (200, "info")
+    assert (step["status"], step["level"]) == (200, "debug")
     assert step["duration_ms"] > 0
     assert (requests["mine-1"]["status"], requests[made]["status"]) == (201, 404)
+    assert requests[made]["level"] == "info"
     for line in leaving.log():
         assert {"time", "level", "logger", "message"} <= line.keys()
