@@ -71,6 +71,8 @@ class _Connection:
         self._tasks: dict[asyncio.Task[None], Id] = {}
         # Sessions this socket used, with the inputs committed: what a client needs to go on elsewhere.
         self._seen: dict[str, int] = {}
+        # What the client spoke last, and so is spoken to it unasked.
+        self._binary = False
 
     async def serve(self) -> None:
         drain = asyncio.create_task(self._context.shutdown.began.wait())
@@ -99,7 +101,7 @@ class _Connection:
 
     def _start(self, message: Any) -> None:
         text, data = message.get("text"), message.get("bytes")
-        binary = text is None
+        binary = self._binary = text is None
         task = asyncio.create_task(self._serve_frame(data if binary else text, binary))
         self._tasks[task] = None
         task.add_done_callback(self._finished)
@@ -225,7 +227,7 @@ class _Connection:
         error = Draining("this process is shutting down; connect again", retry_after_s=1)
         hint = {"op": "draining", "sessions": self._seen, "error": error.problem()}
         with suppress(_ClientLeft, WebSocketDisconnect, RuntimeError):
-            await self._send(hint, binary=False)
+            await self._send(hint, self._binary)
             await self._socket.close(error.close_code, "draining")
 
     async def _send(self, message: dict[str, Any], binary: bool) -> None:

@@ -112,6 +112,7 @@ def test_on_sigterm_a_socket_is_told_how_far_its_sessions_came(leaving: Service)
         reply = busy.receive()
         assert (reply["id"], reply["replies"][0]["seq"]) == ("long", 20_000)
         assert reply["replies"][0]["results"][-1] == {"total": 20_000.0}
+        assert busy.receive()["sessions"] == {"long": 20_000}
         with pytest.raises(ConnectionClosed) as closed:
             idle.receive()
         assert closed.value.rcvd is not None
