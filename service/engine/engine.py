@@ -74,6 +74,8 @@ class Engine:
         self._scheduler = Scheduler(graph.config.batching)
         self._inbox: queue.SimpleQueue[list[Work] | None] = queue.SimpleQueue()
         self._arrived: list[Work] = []
+        # Time of the last batch: written by the thread, read on the event loop.
+        self._run_s = 0.0
         self._futures: dict[Work, asyncio.Future[Outputs]] = {}
         self._pending_tokens = 0
         self._in_flight: set[Slot] = set()
@@ -171,11 +173,21 @@ class Engine:
         future = self._futures[work] = self._loop.create_future()
         self._in_flight.add(slot)
         self._pending_tokens += length
+        self._gather(work)
+        return work, future
+
+    def _gather(self, work: Work) -> None:
+        """Keep work until the turn of the event loop is over, so that all it read goes to the thread together.
+
+        A turn may be long where each step comes in a request of its own. Then the thread gets what there is after the
+        time of a batch, and computes it while the event loop reads the rest: they take turns on their sessions.
+        """
+        assert self._loop is not None
         if not self._arrived:
-            # Behind all that the same turn of the event loop read: they go to the thread together.
             self._loop.call_soon(self._hand_over)
         self._arrived.append(work)
-        return work, future
+        if work.queued_at - self._arrived[0].queued_at > self._run_s:
+            self._hand_over()
 
     def _idle(self, slot: Slot) -> Slot:
         assert slot not in self._in_flight, f"{slot} has a step in flight"
@@ -255,7 +267,8 @@ class Engine:
         self._metrics.tokens.inc(tokens)
         self._metrics.batch_size.observe(len(batch.works))
         self._metrics.batch_fill.observe(tokens / (len(batch.works) * batch.time))
-        self._metrics.run_seconds.observe(self._clock() - started)
+        self._run_s = self._clock() - started
+        self._metrics.run_seconds.observe(self._run_s)
         return ended
 
     def _apply_or_isolate(self, batch: Batch) -> list[Exception | None]:

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy.typing as npt
 
-from service.engine.arena import Slot
 from service.engine.engine import Engine
 from service.engine.scheduler import Work
 from service.errors import (
@@ -45,6 +44,7 @@ from service.sessions.slots import Slots, run_slot
 log = logging.getLogger(__name__)
 
 Outputs = Mapping[str, npt.NDArray[Any]]
+_Step = tuple[Work, asyncio.Future[dict[str, npt.NDArray[Any]]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +253,13 @@ class Sessions:
             return self._duplicate(session, retry)
         session.busy = True
         left = _Caller()
-        task = asyncio.create_task(self._apply(session, chunk, wanted, seq, left))
+        try:
+            # At once where the state is at hand: the model may begin while the event loop reads other requests.
+            step = None if session.slot is None else self._submit(session, chunk, wanted, left)
+        except BaseException:
+            session.busy = False
+            raise
+        task = asyncio.create_task(self._apply(session, chunk, wanted, seq, left, step))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
@@ -268,20 +274,25 @@ class Sessions:
         return Applied(retry.first, session.seq, retry.outputs, duplicate=True)
 
     async def _apply(
-        self, session: Session, chunk: Chunk, wanted: Wanted, seq: int | None, caller: _Caller
+        self,
+        session: Session,
+        chunk: Chunk,
+        wanted: Wanted,
+        seq: int | None,
+        caller: _Caller,
+        step: _Step | None,
     ) -> Applied:
         try:
-            if session.slot is None:
+            if step is None:
                 await self._wake(session)
                 # The journal may know more than this process did: a commit that was reported failed, or another
                 # owner's. So the question is asked again.
                 retry = find_retry(session, seq, chunk)
                 if retry is not None:
                     return self._duplicate(session, retry)
-            slot = session.slot
-            assert slot is not None
+                step = self._submit(session, chunk, wanted, caller)
             first = session.seq + 1
-            outputs = await self._run(session, slot, chunk, wanted, caller)
+            outputs = await self._outcome(session, *step)
             reply = Reply(first, chunk.digest(), {name: outputs[name] for name in wanted.stored})
             entry = Entry(
                 session.identity.id,
@@ -307,15 +318,20 @@ class Sessions:
             self._remove(session)
             raise
 
-    async def _run(
-        self, session: Session, slot: Slot, chunk: Chunk, wanted: Wanted, caller: _Caller
-    ) -> Outputs:
-        engine = session.engine
-        work, future = engine.submit(
-            slot, chunk.arrays, chunk.ends, wanted.stored + wanted.passing, wanted.deadline
+    @staticmethod
+    def _submit(session: Session, chunk: Chunk, wanted: Wanted, caller: _Caller) -> _Step:
+        assert session.slot is not None
+        outputs = wanted.stored + wanted.passing
+        work, future = session.engine.submit(
+            session.slot, chunk.arrays, chunk.ends, outputs, wanted.deadline
         )
         caller.work = work
         work.cancelled = caller.left
+        return work, future
+
+    async def _outcome(
+        self, session: Session, work: Work, future: asyncio.Future[dict[str, npt.NDArray[Any]]]
+    ) -> Outputs:
         try:
             return await future
         except Exception:
