@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from service.engine.arena import Arena, Slot
 from service.engine.graph import Graph
-from service.engine.scheduler import Batch, Scheduler, Work
+from service.engine.scheduler import Array, Batch, OnEnd, Outputs, Scheduler, Work
 from service.errors import (
     DeadlineExceeded,
     Draining,
@@ -34,9 +35,6 @@ from service.errors import (
 from service.metrics import EngineMetrics
 
 log = logging.getLogger(__name__)
-
-Array = npt.NDArray[Any]
-Outputs = dict[str, Array]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +74,8 @@ class Engine:
         self._arrived: list[Work] = []
         # Time of the last batch: written by the thread, read on the event loop.
         self._run_s = 0.0
-        self._futures: dict[Work, asyncio.Future[Outputs]] = {}
+        self._in_flight: dict[Slot, Work] = {}
         self._pending_tokens = 0
-        self._in_flight: set[Slot] = set()
         self._give_back_later: set[Slot] = set()
         self._closing = False
         # Read when somebody asks, not written at every step.
@@ -107,7 +104,7 @@ class Engine:
     @property
     def pending(self) -> int:
         """Steps in flight or waiting."""
-        return len(self._futures)
+        return len(self._in_flight)
 
     def take(self) -> Slot | None:
         """A slot with the initial state, or None when all are in use."""
@@ -136,6 +133,25 @@ class Engine:
         outputs: tuple[str, ...],
         deadline: float,
     ) -> tuple[Work, asyncio.Future[Outputs]]:
+        """Queue a step to be awaited; see `begin`.
+
+        Returns:
+            The work, whose `cancelled` may be set at any time, and the future of its outputs.
+        """
+        assert self._loop is not None, "start() comes first"
+        future: asyncio.Future[Outputs] = self._loop.create_future()
+        work = self.begin(slot, inputs, keep, outputs, deadline, partial(_settle, future))
+        return work, future
+
+    def begin(
+        self,
+        slot: Slot,
+        inputs: Mapping[str, Array],
+        keep: npt.NDArray[np.intp],
+        outputs: tuple[str, ...],
+        deadline: float,
+        on_end: OnEnd,
+    ) -> Work:
         """Queue a step.
 
         Args:
@@ -144,12 +160,13 @@ class Engine:
             keep: Rising positions in 0..T-1 whose outputs are wanted.
             outputs: Names of the outputs wanted.
             deadline: Monotonic time after which the step must not start.
+            on_end: Called on the event loop with the outputs, each (len(keep), *shape); or with `StepCancelled`,
+                `DeadlineExceeded`, `NonFinite` or `ModelFailed` when the step did not run to its end. State is then
+                as before, unless `work.done > 0`: then it is somewhere on the way and the slot has to be written
+                anew. The steps of one batch end in one turn of the event loop.
 
         Returns:
-            The work, whose `cancelled` may be set at any time, and the future of its outputs, each
-            (len(keep), *shape). The future ends with `StepCancelled`, `DeadlineExceeded`, `NonFinite` or
-            `ModelFailed` when the step did not run to its end. State is then as before, unless
-            `work.done > 0`: then it is somewhere on the way and the slot has to be written anew.
+            The work; its `cancelled` may be set at any time.
 
         Raises:
             Overloaded: Too much is waiting already.
@@ -159,22 +176,20 @@ class Engine:
         if self._closing:
             raise Draining(f"model {self.config.name} is being unloaded", retry_after_s=1)
         if (
-            len(self._futures) >= self._limits.max_pending
+            len(self._in_flight) >= self._limits.max_pending
             or self._pending_tokens + length > self._limits.max_pending_tokens
         ):
             raise Overloaded(
-                f"{len(self._futures)} steps ({self._pending_tokens} time steps) of model "
+                f"{len(self._in_flight)} steps ({self._pending_tokens} time steps) of model "
                 f"{self.config.name} are waiting",
                 retry_after_s=1,
             )
-        assert self._loop is not None, "start() comes first"
         self._idle(slot)
-        work = Work(slot, inputs, length, keep, outputs, deadline, self._clock())
-        future = self._futures[work] = self._loop.create_future()
-        self._in_flight.add(slot)
+        work = Work(slot, inputs, length, keep, outputs, deadline, self._clock(), on_end)
+        self._in_flight[slot] = work
         self._pending_tokens += length
         self._gather(work)
-        return work, future
+        return work
 
     def _gather(self, work: Work) -> None:
         """Keep work until the turn of the event loop is over, so that all it read goes to the thread together.
@@ -200,18 +215,16 @@ class Engine:
 
     def _deliver(self, ended: Sequence[tuple[Work, Outputs | Exception]]) -> None:
         for work, outcome in ended:
-            future = self._futures.pop(work)
-            self._in_flight.discard(work.slot)
+            del self._in_flight[work.slot]
             self._pending_tokens -= work.length
             if work.slot in self._give_back_later:
                 self._give_back_later.discard(work.slot)
                 self.give_back(work.slot)
-            if future.done():
-                continue
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
+            try:
+                work.on_end(outcome)
+            except Exception:
+                # A fault of ours; the other steps of the batch are to end all the same.
+                log.exception("the end of a step of model %s failed", self.config.name)
 
     # In the compute thread.
 
@@ -325,6 +338,15 @@ class Engine:
                     NonFinite("the model computed NaN or infinity; the step was not applied")
                 )
         return failures
+
+
+def _settle(future: asyncio.Future[Outputs], outcome: Outputs | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def _pad(batch: Batch, name: str, shape: tuple[int, ...], dtype: str) -> Array:

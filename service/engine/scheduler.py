@@ -9,7 +9,7 @@ behind everything that waits, so a long input cannot hold up single steps.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from service.contract import Batching
 from service.engine.arena import Slot
 
 Array = npt.NDArray[Any]
+Outputs = dict[str, Array]
+OnEnd = Callable[[Outputs | Exception], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -34,6 +36,7 @@ class Work:
         outputs: Names of the outputs wanted.
         deadline: Monotonic time after which it must not start.
         queued_at: Monotonic time of arrival.
+        on_end: Called once with the outputs, or with the error that ended it.
         done: Time steps applied so far.
         cancelled: Set by a caller that left. Work found cancelled is dropped before it runs.
         parts: Outputs kept so far, one dictionary a chunk.
@@ -46,9 +49,10 @@ class Work:
     outputs: tuple[str, ...]
     deadline: float
     queued_at: float
+    on_end: OnEnd = lambda outcome: None
     done: int = 0
     cancelled: bool = False
-    parts: list[dict[str, Array]] = field(default_factory=list)
+    parts: list[Outputs] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
 
 from service.errors import SessionFenced
 from service.journal.protocol import Entry, Journal
+
+log = logging.getLogger(__name__)
+
+OnCommit = Callable[[Exception | None], None]
 
 
 class GroupCommit:
@@ -17,22 +23,21 @@ class GroupCommit:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Entry, OnCommit]] = []
         self._flushes: set[asyncio.Task[None]] = set()
 
-    async def commit(self, entry: Entry) -> None:
-        """Return once the entry is committed.
+    def add(self, entry: Entry, on_commit: OnCommit) -> None:
+        """Commit an entry with all others of this turn.
 
-        Raises:
-            SessionFenced: Another owner took the session; nothing was committed.
+        Args:
+            entry: What to commit.
+            on_commit: Called with None once it is committed; else with the error: `SessionFenced` when another owner
+                took the session and nothing was committed, anything else when the store failed.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((entry, future))
+        self._waiting.append((entry, on_commit))
         if len(self._waiting) == 1:
             # Behind every step that the same wake-up resolved.
-            loop.call_soon(self._start_flush)
-        await future
+            asyncio.get_running_loop().call_soon(self._start_flush)
 
     def _start_flush(self) -> None:
         group, self._waiting = self._waiting, []
@@ -40,21 +45,23 @@ class GroupCommit:
         self._flushes.add(flush)
         flush.add_done_callback(self._flushes.discard)
 
-    async def _flush(self, group: list[tuple[Entry, asyncio.Future[None]]]) -> None:
+    async def _flush(self, group: list[tuple[Entry, OnCommit]]) -> None:
+        outcomes: list[Exception | None]
         try:
             committed = await self._journal.commit([entry for entry, _ in group])
         except Exception as error:
             # The store failed: every caller of the group has to know.
-            for _, future in group:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        for (entry, future), done in zip(group, committed, strict=True):
-            if future.done():
-                continue
-            if done:
-                future.set_result(None)
-            else:
-                future.set_exception(
-                    SessionFenced(f"session {entry.session} was taken by another owner")
-                )
+            outcomes = [error] * len(group)
+        else:
+            outcomes = [
+                None
+                if done
+                else SessionFenced(f"session {entry.session} was taken by another owner")
+                for (entry, _), done in zip(group, committed, strict=True)
+            ]
+        for (_, on_commit), outcome in zip(group, outcomes, strict=True):
+            try:
+                on_commit(outcome)
+            except Exception:
+                # A fault of ours; the others of the group are to hear of theirs.
+                log.exception("the end of a commit failed")

@@ -1,7 +1,7 @@
 """The sessions of this process: create, find, step, page out, expire.
 
-Applying a step is its own task: a caller that leaves lets a queued step drop and a running one go on to its commit,
-so that a retry with the same seq always finds either nothing applied or the whole reply.
+A step belongs to no caller: one that leaves lets a queued step drop and a running one go on to its commit, so that a
+retry with the same seq always finds either nothing applied or the whole reply.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -44,7 +45,6 @@ from service.sessions.slots import Slots, run_slot
 log = logging.getLogger(__name__)
 
 Outputs = Mapping[str, npt.NDArray[Any]]
-_Step = tuple[Work, asyncio.Future[dict[str, npt.NDArray[Any]]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +94,40 @@ class Applied:
     duplicate: bool
 
 
+OnEnd = Callable[[Applied | Exception], None]
+
+
+class Step:
+    """A request on its way through a session.
+
+    Args:
+        session: The session.
+        chunk: What is fed.
+        wanted: What to answer.
+        seq: Number the caller gave to the first input.
+        on_end: Called with what became of it, unless the caller left.
+    """
+
+    __slots__ = ("chunk", "left", "on_end", "seq", "session", "wanted", "work")
+
+    def __init__(
+        self, session: Session, chunk: Chunk, wanted: Wanted, seq: int | None, on_end: OnEnd
+    ) -> None:
+        self.session = session
+        self.chunk = chunk
+        self.wanted = wanted
+        self.seq = seq
+        self.on_end = on_end
+        self.left = False
+        self.work: Work | None = None
+
+    def leave(self) -> None:
+        """The caller left: a queued step is dropped, a running one goes on to its commit."""
+        self.left = True
+        if self.work is not None:
+            self.work.cancelled = True
+
+
 class Sessions:
     """All sessions this process has touched.
 
@@ -125,7 +159,10 @@ class Sessions:
         self.slots = Slots(journal, metrics)
         # In order of use, the longest unused first.
         self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._steps: set[Step] = set()
+        # Set when the last of them ends.
+        self._quiet = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -231,85 +268,76 @@ class Sessions:
         *,
         held: bool = False,
     ) -> Applied:
-        """Apply inputs to a session, once.
+        """Apply inputs to a session, once, and wait for it; see `begin`."""
+        future: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
+        step = self.begin(session, chunk, wanted, seq, partial(_settle, future), held=held)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            step.leave()
+            raise
+
+    def begin(
+        self,
+        session: Session,
+        chunk: Chunk,
+        wanted: Wanted,
+        seq: int | None,
+        on_end: OnEnd,
+        *,
+        held: bool = False,
+    ) -> Step:
+        """Begin to apply inputs to a session, once.
+
+        Where the state is at hand the model may start at once, while the event loop reads other requests.
 
         Args:
             session: As found by `find`.
             chunk: What to feed.
             wanted: What to answer, and until when.
             seq: Number of the first input; None means the next.
+            on_end: Called with what was applied, or with `SessionFenced` when another owner took the session, or with
+                the error for which the step was not applied (`Engine.begin`). For a retry, before this returns.
             held: Whether the caller holds the session.
 
         Raises:
             SessionBusy: Another step is in flight.
             WrongSeq, PayloadMismatch: See `find_retry`.
-            SessionFenced: Another owner took the session.
-            ServiceError: The step was not applied; see `Engine.submit`.
+            Overloaded, Draining: See `Engine.begin`.
         """
         _check_idle(session, held=held)
+        step = Step(session, chunk, wanted, seq, on_end)
         retry = find_retry(session, seq, chunk)
         if retry is not None:
             self._touch(session)
-            return self._duplicate(session, retry)
+            on_end(self._duplicate(session, retry))
+            return step
+        if session.slot is not None:
+            self._submit(step)
+        else:
+            self._spawn(self._wake_for(step))
         session.busy = True
-        left = _Caller()
-        try:
-            # At once where the state is at hand: the model may begin while the event loop reads other requests.
-            step = None if session.slot is None else self._submit(session, chunk, wanted, left)
-        except BaseException:
-            session.busy = False
-            raise
-        task = asyncio.create_task(self._apply(session, chunk, wanted, seq, left, step))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            left.leave()
-            task.add_done_callback(_forget)
-            raise
+        self._steps.add(step)
+        return step
 
     def _duplicate(self, session: Session, retry: Reply) -> Applied:
         self._metrics.duplicate_steps.labels(*session.labels).inc()
         return Applied(retry.first, session.seq, retry.outputs, duplicate=True)
 
-    async def _apply(
-        self,
-        session: Session,
-        chunk: Chunk,
-        wanted: Wanted,
-        seq: int | None,
-        caller: _Caller,
-        step: _Step | None,
-    ) -> Applied:
+    async def _wake_for(self, step: Step) -> None:
+        session = step.session
         try:
-            if step is None:
-                await self._wake(session)
-                # The journal may know more than this process did: a commit that was reported failed, or another
-                # owner's. So the question is asked again.
-                retry = find_retry(session, seq, chunk)
-                if retry is not None:
-                    return self._duplicate(session, retry)
-                step = self._submit(session, chunk, wanted, caller)
-            first = session.seq + 1
-            outputs = await self._outcome(session, *step)
-            reply = Reply(first, chunk.digest(), {name: outputs[name] for name in wanted.stored})
-            entry = Entry(
-                session.identity.id,
-                session.epoch,
-                session.seq + len(chunk.ends),
-                chunk.arrays,
-                reply,
-            )
-            await self._commit_or_drop(session, entry)
-            session.seq, session.reply = entry.seq, reply
-            session.log_length += chunk.length
-            if session.log_length >= self._policy.snapshot_every:
-                await self.slots.snapshot(session)
-            return Applied(first, session.seq, outputs, duplicate=False)
-        finally:
-            session.busy = False
-            self._touch(session)
+            await self._wake(session)
+            # The journal may know more than this process did: a commit that was reported failed, or another
+            # owner's. So the question is asked again.
+            retry = find_retry(session, step.seq, step.chunk)
+            if retry is None:
+                self._submit(step)
+                return
+        except Exception as error:
+            self._end_step(step, error)
+        else:
+            self._end_step(step, self._duplicate(session, retry))
 
     async def _wake(self, session: Session) -> None:
         try:
@@ -318,38 +346,73 @@ class Sessions:
             self._remove(session)
             raise
 
-    @staticmethod
-    def _submit(session: Session, chunk: Chunk, wanted: Wanted, caller: _Caller) -> _Step:
+    def _submit(self, step: Step) -> None:
+        session, wanted = step.session, step.wanted
         assert session.slot is not None
-        outputs = wanted.stored + wanted.passing
-        work, future = session.engine.submit(
-            session.slot, chunk.arrays, chunk.ends, outputs, wanted.deadline
+        step.work = session.engine.begin(
+            session.slot,
+            step.chunk.arrays,
+            step.chunk.ends,
+            wanted.stored + wanted.passing,
+            wanted.deadline,
+            partial(self._computed, step),
         )
-        caller.work = work
-        work.cancelled = caller.left
-        return work, future
+        step.work.cancelled = step.left
 
-    async def _outcome(
-        self, session: Session, work: Work, future: asyncio.Future[dict[str, npt.NDArray[Any]]]
-    ) -> Outputs:
-        try:
-            return await future
-        except Exception:
-            if work.done:
+    def _computed(self, step: Step, outcome: Outputs | Exception) -> None:
+        session, chunk = step.session, step.chunk
+        if isinstance(outcome, Exception):
+            assert step.work is not None
+            if step.work.done:
                 self.slots.drop(session)
-            raise
+            self._end_step(step, outcome)
+            return
+        stored = {name: outcome[name] for name in step.wanted.stored}
+        reply = Reply(session.seq + 1, chunk.digest(), stored)
+        seq = session.seq + len(chunk.ends)
+        entry = Entry(session.identity.id, session.epoch, seq, chunk.arrays, reply)
+        self._commit.add(entry, partial(self._committed, step, entry, outcome))
 
-    async def _commit_or_drop(self, session: Session, entry: Entry) -> None:
-        """The state ran ahead of the commit: if that fails, the slot is dropped and loaded anew on next use."""
+    def _committed(
+        self, step: Step, entry: Entry, outputs: Outputs, error: Exception | None
+    ) -> None:
+        session = step.session
+        if error is not None:
+            # The state ran ahead of the commit: it is loaded anew on next use.
+            self.slots.drop(session)
+            if isinstance(error, SessionFenced):
+                self._remove(session)
+            self._end_step(step, error)
+            return
+        session.seq, session.reply = entry.seq, entry.reply
+        session.log_length += step.chunk.length
+        applied = Applied(entry.reply.first, entry.seq, outputs, duplicate=False)
+        if session.log_length >= self._policy.snapshot_every:
+            self._spawn(self._snapshot_after(step, applied))
+        else:
+            self._end_step(step, applied)
+
+    async def _snapshot_after(self, step: Step, applied: Applied) -> None:
         try:
-            await self._commit.commit(entry)
-        except SessionFenced:
-            self.slots.drop(session)
-            self._remove(session)
-            raise
-        except Exception:
-            self.slots.drop(session)
-            raise
+            await self.slots.snapshot(step.session)
+        finally:
+            self._end_step(step, applied)
+
+    def _end_step(self, step: Step, outcome: Applied | Exception) -> None:
+        self._steps.discard(step)
+        if not self._steps:
+            self._quiet.set()
+        step.session.busy = False
+        self._touch(step.session)
+        if not step.left:
+            step.on_end(outcome)
+        elif isinstance(outcome, Exception) and not isinstance(outcome, StepCancelled):
+            log.info("step of a departed caller ended with %s", outcome)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def run_once(
         self, engine: Engine, chunk: Chunk, outputs: tuple[str, ...], deadline: float
@@ -414,8 +477,9 @@ class Sessions:
 
     async def drain(self) -> None:
         """Wait for steps in flight, then snapshot every resident session."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._steps:
+            self._quiet.clear()
+            await self._quiet.wait()
         for session in list(self._sessions.values()):
             await self.slots.snapshot(session)
 
@@ -452,19 +516,6 @@ class Sessions:
             self._sessions.move_to_end(session.identity.id)
 
 
-class _Caller:
-    """Whether the caller of a step still waits, and the work to drop when not."""
-
-    def __init__(self) -> None:
-        self.left = False
-        self.work: Work | None = None
-
-    def leave(self) -> None:
-        self.left = True
-        if self.work is not None:
-            self.work.cancelled = True
-
-
 def _check_idle(session: Session, *, held: bool = False) -> None:
     if session.busy or (session.held and not held):
         raise SessionBusy(
@@ -474,8 +525,10 @@ def _check_idle(session: Session, *, held: bool = False) -> None:
         )
 
 
-def _forget(task: asyncio.Task[Any]) -> None:
-    """Nobody waits for this step any more; what else than being dropped became of it is worth a line."""
-    error = None if task.cancelled() else task.exception()
-    if error is not None and not isinstance(error, StepCancelled):
-        log.info("step of a departed caller ended with %s", error)
+def _settle(future: asyncio.Future[Applied], outcome: Applied | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

@@ -76,8 +76,8 @@ async def test_cancelling_one_of_three_batched_requests_leaves_the_others_right(
     b.cancel()
     await asyncio.wait([b])
     session = await running.context.sessions.find("b", "default")
-    works = running.engine(ACCUMULATOR)._futures
-    await running.until(lambda: any(work.cancelled for work in works))
+    works = running.engine(ACCUMULATOR)._in_flight
+    await running.until(lambda: any(work.cancelled for work in works.values()))
     gate.open()
     assert await first == [1.0]
     for task in (a, c):
@@ -106,7 +106,7 @@ async def test_cancelling_one_of_three_batched_predictions_leaves_the_others_rig
     tasks = [asyncio.create_task(predict(value)) for value in (1.0, 2.0, 3.0)]
     await running.until(lambda: engine.pending == 4)
     tasks[1].cancel()
-    await running.until(lambda: any(work.cancelled for work in engine._futures))
+    await running.until(lambda: any(work.cancelled for work in engine._in_flight.values()))
     gate.open()
     assert await first == [1.0]
     assert (await tasks[0])["results"] == [[{"total": 1.0}, {"total": 2.0}]]
@@ -147,8 +147,8 @@ async def test_a_step_that_runs_when_its_caller_leaves_is_committed_once(running
     # It is at the gate: too late to drop.
     first.cancel()
     await asyncio.wait([first])
-    works = running.engine(ACCUMULATOR)._futures
-    await running.until(lambda: all(work.cancelled for work in works))
+    works = running.engine(ACCUMULATOR)._in_flight
+    await running.until(lambda: all(work.cancelled for work in works.values()))
     busy = await steps(running, "first", [1.0], seq=1)
     assert (busy.status_code, busy.json()["code"]) == (409, "session_busy")
     gate.open()

@@ -36,20 +36,27 @@ def entry(session: str, first: int = 1, epoch: int = 1) -> Entry:
     return Entry(session, epoch, first, {"x": np.zeros(1)}, Reply(first, b"", {}))
 
 
+async def committed(commit: GroupCommit, *entries: Entry) -> list[Exception | None]:
+    """Commit entries in one turn of the event loop; returns what was reported of each."""
+    futures = []
+    for each in entries:
+        future = asyncio.get_running_loop().create_future()
+        commit.add(each, future.set_result)
+        futures.append(future)
+    return await asyncio.gather(*futures)
+
+
 async def test_commits_of_one_turn_go_together(journal: CountedJournal) -> None:
     commit = GroupCommit(journal)
-    await asyncio.gather(*(commit.commit(entry(session)) for session in "abc"))
-    await commit.commit(entry("a", 2))
+    assert await committed(commit, *map(entry, "abc")) == [None] * 3
+    assert await committed(commit, entry("a", 2)) == [None]
     assert journal.groups == [3, 1]
 
 
 async def test_a_fenced_entry_fails_alone(journal: CountedJournal) -> None:
-    commit = GroupCommit(journal)
     await journal.fence("b")
-    results = await asyncio.gather(
-        *(commit.commit(entry(session)) for session in "abc"), return_exceptions=True
-    )
-    assert [type(result) for result in results] == [type(None), SessionFenced, type(None)]
+    outcomes = await committed(GroupCommit(journal), *map(entry, "abc"))
+    assert [type(outcome) for outcome in outcomes] == [type(None), SessionFenced, type(None)]
 
 
 async def test_a_store_that_fails_is_reported_to_all_and_the_next_group_goes_on(
@@ -57,23 +64,19 @@ async def test_a_store_that_fails_is_reported_to_all_and_the_next_group_goes_on(
 ) -> None:
     commit = GroupCommit(journal)
     journal.fails = {"commit"}
-    results = await asyncio.gather(
-        *(commit.commit(entry(session)) for session in "abc"), return_exceptions=True
-    )
-    assert [type(result) for result in results] == [ConnectionError] * 3
-    await commit.commit(entry("a"))
+    outcomes = await committed(commit, *map(entry, "abc"))
+    assert [type(outcome) for outcome in outcomes] == [ConnectionError] * 3
+    assert await committed(commit, entry("a")) == [None]
 
 
-@pytest.mark.parametrize("outcome", ["right", "fenced", "failed"])
-async def test_a_caller_that_left_is_passed_over(journal: CountedJournal, outcome: str) -> None:
+async def test_a_report_that_raises_does_not_keep_the_others_from_theirs(
+    journal: CountedJournal, caplog: pytest.LogCaptureFixture
+) -> None:
     commit = GroupCommit(journal)
-    if outcome == "fenced":
-        await journal.fence("a")
-    if outcome == "failed":
-        journal.fails = {"commit"}
-    leaving, staying = (asyncio.create_task(commit.commit(entry(session))) for session in "ab")
-    await asyncio.sleep(0)
-    leaving.cancel()
-    (result,) = await asyncio.gather(staying, return_exceptions=True)
-    assert leaving.cancelled()
-    assert isinstance(result, ConnectionError if outcome == "failed" else type(None))
+
+    def fail(outcome: Exception | None) -> None:
+        raise RuntimeError("a fault of ours")
+
+    commit.add(entry("a"), fail)
+    assert await committed(commit, entry("b")) == [None]
+    assert "a fault of ours" in caplog.text
