@@ -20,7 +20,8 @@ from starlette.types import ASGIApp
 from service import __version__
 from service.api import documentation, http, operations, predict, sessions, stream
 from service.api.context import Context, Shutdown
-from service.api.middleware import Observed
+from service.api.direct import DirectSteps
+from service.api.middleware import Observed, Requests
 from service.engine.engine import Limits
 from service.engine.graph import choose_device
 from service.errors import MethodNotAllowed, ServiceError, UnknownRoute
@@ -100,7 +101,9 @@ def build(context: Context) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_fault)
-    app.add_middleware(Observed, metrics=context.metrics)
+    requests = Requests(context.metrics)
+    app.add_middleware(Observed, requests=requests)
+    app.state.direct_steps = DirectSteps(context, requests)
     documentation.install(app)
     return app
 
@@ -180,10 +183,9 @@ def _methods(request: Request) -> set[str]:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    # Nobody reads it; the status is for the log and the metrics (nginx's "client closed request").
-    return Response(status_code=499)
+    return Response(status_code=http.CLIENT_LEFT)
 
 
 async def _on_fault(request: Request, error: Exception) -> Response:
     # uvicorn logs the traceback, with the request's id.
-    return http.problem(ServiceError("an unexpected error; the log has it under this request's id"))
+    return http.problem(http.fault())

@@ -21,6 +21,8 @@ from service.settings import Settings
 T = TypeVar("T")
 
 PROBLEM = "application/problem+json"
+# nginx's "client closed request". Nobody reads it; it is for the log and the metrics.
+CLIENT_LEFT = 499
 _AT_PATH = re.compile(r"^(.*?)(?: - at `(.*)`)?$", re.DOTALL)
 # Watching for a caller that leaves costs a task; most requests end before it is worth one.
 _WATCH_AFTER_S = 0.25
@@ -176,21 +178,33 @@ def answer(record: Any, status: int = 200, headers: dict[str, str] | None = None
     )
 
 
-def problem_document(error: ServiceError) -> dict[str, Any]:
-    """An error as RFC 9457, with the id of the request."""
+def problem_document(error: ServiceError, identifier: str | None = None) -> dict[str, Any]:
+    """An error as RFC 9457, with the id of the request: the one at hand, if none is given."""
     document = error.problem()
-    if identifier := request_id.get():
+    if identifier := identifier or request_id.get():
         document["request_id"] = identifier
     return document
 
 
-def problem(error: ServiceError) -> Response:
-    """An error as a response, with `Retry-After` where waiting helps."""
-    headers = dict(error.headers)
+def problem_parts(
+    error: ServiceError, identifier: str | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """An error as status, head and body of a response, with `Retry-After` where waiting helps."""
+    headers = {"content-type": PROBLEM, **error.headers}
     if "retry_after_s" in error.extra:
         headers["Retry-After"] = str(error.extra["retry_after_s"])
-    body = msgspec.json.encode(problem_document(error))
-    return Response(body, error.status, headers=headers, media_type=PROBLEM)
+    return error.status, headers, msgspec.json.encode(problem_document(error, identifier))
+
+
+def problem(error: ServiceError) -> Response:
+    """An error as a response; see `problem_parts`."""
+    status, headers, body = problem_parts(error)
+    return Response(body, status, headers=headers)
+
+
+def fault() -> ServiceError:
+    """What a caller is told of a fault of ours."""
+    return ServiceError("an unexpected error; the log has it under this request's id")
 
 
 async def gathered(works: list[Awaitable[T]]) -> list[T]:

@@ -6,6 +6,7 @@ import logging
 import random
 import re
 import time
+from collections.abc import Iterable
 
 from prometheus_client import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,25 +20,69 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _QUIET = frozenset({"/health/live", "/health/ready", "/metrics"})
 
 
+class Requests:
+    """Counts requests and writes their log lines.
+
+    Args:
+        metrics: Where counts go.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._found: dict[tuple[str, str, int], tuple[Counter, Distribution]] = {}
+
+    def record(self, route: str, method: str, status: int, seconds: float, path: str) -> None:
+        """Note a request that was answered.
+
+        Args:
+            route: Template of its path.
+            method: Its method.
+            status: Status of the answer.
+            seconds: From its head to the end of the answer.
+            path: Its path.
+        """
+        requests, durations = self._counters(route, method, status)
+        requests.inc()
+        durations.observe(seconds)
+        # Success is counted, and told only to who asks for it: a line costs as much as a step of a small model.
+        level = logging.INFO if status >= 400 else logging.DEBUG
+        if log.isEnabledFor(level) and route not in _QUIET:
+            data = {
+                "method": method,
+                "path": path,
+                "status": status,
+                "duration_ms": round(seconds * 1000, 3),
+            }
+            log.log(level, "request", extra={"data": data})
+
+    def _counters(self, route: str, method: str, status: int) -> tuple[Counter, Distribution]:
+        found = self._found.get((route, method, status))
+        if found is None:
+            found = self._found[route, method, status] = (
+                self._metrics.requests.labels(route, method, str(status)),
+                self._metrics.request_seconds.labels(route),
+            )
+        return found
+
+
 class Observed:
     """Wraps an application.
 
     Args:
         app: The application.
-        metrics: Where counts go.
+        requests: Where requests are counted.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, requests: Requests) -> None:
         self._app = app
-        self._metrics = metrics
-        self._found: dict[tuple[str, str, int], tuple[Counter, Distribution]] = {}
+        self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        identifier = _request_id(scope)
+        identifier = request_id_of(scope["headers"])
         logs.request_id.set(identifier)
         logs.session_id.set("")
         if scope["type"] == "websocket":
@@ -59,37 +104,14 @@ class Observed:
         try:
             await self._app(scope, receive, observe)
         finally:
-            self._record(scope, status, time.monotonic() - started)
-
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
-        requests, durations = self._counters(route, scope["method"], status)
-        requests.inc()
-        durations.observe(seconds)
-        # Success is counted, and told only to who asks for it: a line costs as much as a step of a small model.
-        level = logging.INFO if status >= 400 else logging.DEBUG
-        if log.isEnabledFor(level) and route not in _QUIET:
-            data = {
-                "method": scope["method"],
-                "path": scope["path"],
-                "status": status,
-                "duration_ms": round(seconds * 1000, 3),
-            }
-            log.log(level, "request", extra={"data": data})
-
-    def _counters(self, route: str, method: str, status: int) -> tuple[Counter, Distribution]:
-        found = self._found.get((route, method, status))
-        if found is None:
-            found = self._found[route, method, status] = (
-                self._metrics.requests.labels(route, method, str(status)),
-                self._metrics.request_seconds.labels(route),
-            )
-        return found
+            route = getattr(scope.get("route"), "path", "unmatched")
+            seconds = time.monotonic() - started
+            self._requests.record(route, scope["method"], status, seconds, scope["path"])
 
 
-def _request_id(scope: Scope) -> str:
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The caller's `X-Request-Id`, if it is printable and not too long, else a new one."""
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"x-request-id":
             text: str = value.decode("latin-1")
             if _REQUEST_ID.fullmatch(text):

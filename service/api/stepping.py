@@ -25,9 +25,9 @@ from service.errors import Invalid, NotStreaming, PayloadMismatch, TooLarge, Wro
 from service.repository import Served
 from service.sessions.session import Chunk, Session, checked_id
 from service.sessions.slots import run_slot
-from service.sessions.table import Wanted
+from service.sessions.table import Applied, Wanted
 from service.tasks.next_word import Generation, NextWordTask, Token, Written
-from service.tasks.protocol import Outputs, Parameters, join_pieces
+from service.tasks.protocol import Outputs, Parameters, Task, join_pieces
 
 
 async def open_session(
@@ -61,6 +61,49 @@ def describe(context: Context, session: Session) -> SessionAnswer:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A step that is checked and can be applied."""
+
+    task: Task
+    parameters: Parameters
+    chunk: Chunk
+    wanted: Wanted
+
+
+def prepare(
+    context: Context,
+    session: Session,
+    inputs: list[Any],
+    parameters: Parameters,
+    timeout_s: float | None,
+) -> Prepared:
+    """Check the inputs of a request and make a chunk of them.
+
+    Raises:
+        ServiceError: The session's model does not take them.
+    """
+    task = _served(context, session).task
+    task.check(parameters)
+    context.check_inputs(inputs)
+    pieces = [task.piece(value, f"$.inputs[{i}]") for i, value in enumerate(inputs)]
+    chunk = join_pieces(pieces, parameters)
+    context.check_length(chunk.length)
+    wanted = Wanted(task.outputs, context.deadline(timeout_s))
+    return Prepared(task, parameters, chunk, wanted)
+
+
+def steps_answer(session_id: str, prepared: Prepared, applied: Applied) -> StepsAnswer:
+    """What was applied, as the API shows it."""
+    return StepsAnswer(
+        session=session_id,
+        first=applied.first,
+        seq=applied.seq,
+        duplicate=applied.duplicate,
+        results=prepared.task.answers(applied.outputs, prepared.parameters),
+    )
+
+
 async def step(
     context: Context,
     session_id: str,
@@ -73,21 +116,9 @@ async def step(
     context.admit()
     logs.session_id.set(session_id)
     session = await context.sessions.find(session_id, TENANT)
-    task = _served(context, session).task
-    task.check(parameters)
-    context.check_inputs(inputs)
-    pieces = [task.piece(value, f"$.inputs[{i}]") for i, value in enumerate(inputs)]
-    chunk = join_pieces(pieces, parameters)
-    context.check_length(chunk.length)
-    wanted = Wanted(task.outputs, context.deadline(timeout_s))
-    applied = await context.sessions.apply(session, chunk, wanted, seq)
-    return StepsAnswer(
-        session=session_id,
-        first=applied.first,
-        seq=applied.seq,
-        duplicate=applied.duplicate,
-        results=task.answers(applied.outputs, parameters),
-    )
+    prepared = prepare(context, session, inputs, parameters, timeout_s)
+    applied = await context.sessions.apply(session, prepared.chunk, prepared.wanted, seq)
+    return steps_answer(session_id, prepared, applied)
 
 
 def _served(context: Context, session: Session) -> Served:

@@ -131,7 +131,7 @@ class _Connection:
         except Exception:
             # A fault of ours; the caller gets an answer all the same, and the socket goes on.
             log.exception("frame failed")
-            failure = ServiceError("an unexpected error; the log has it under this request's id")
+            failure = http.fault()
         if failure is not None:
             answer = {"op": "error", "id": identifier, "error": self._problem(failure)}
             with suppress(_ClientLeft):

@@ -229,6 +229,16 @@ class Sessions:
             raise UnknownSession(f"there is no session {session_id}")
         return session
 
+    def at_hand(self, session_id: str, tenant: str) -> Session | None:
+        """The session of that id if this process has it and it has not expired; None is no answer, see `find`."""
+        session = self._sessions.get(session_id)
+        if session is None or session.identity.tenant != tenant or self._has_expired(session):
+            return None
+        return session
+
+    def _has_expired(self, session: Session) -> bool:
+        return session.idle_s(self.clock()) > session.identity.ttl_s
+
     def of_tenant(self, tenant: str) -> Iterable[Session]:
         """The sessions of a tenant in this process, the longest unused first."""
         return [s for s in self._sessions.values() if s.identity.tenant == tenant]
@@ -472,7 +482,7 @@ class Sessions:
 
     async def _end_if_expired(self, session_id: str) -> None:
         session = self._sessions.get(session_id)
-        if session is not None and session.idle_s(self.clock()) > session.identity.ttl_s:
+        if session is not None and self._has_expired(session):
             await self._end(session, "ttl")
 
     async def drain(self) -> None:
