@@ -20,7 +20,7 @@ from service.app import build, build_context
 from service.contract import CONFIG_FILE, ContractError, decode_config
 from service.settings import Settings, SettingsError, from_environ
 
-SWITCH_S = 0.0005
+SWITCH_S = 0.0002
 
 _CUT_OFF = 4
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,9 +116,13 @@ def _characters(inputs: object) -> int:
     """Characters of all texts in a list of texts, or of lists of them."""
     if isinstance(inputs, str):
         return len(inputs)
-    lists = [each for each in inputs if isinstance(each, list)] if isinstance(inputs, list) else []
-    flat = itertools.chain(inputs if isinstance(inputs, list) else [], *lists)
-    return sum(len(each) for each in flat if isinstance(each, str))
+    total = 0
+    for each in inputs if isinstance(inputs, list) else ():
+        if isinstance(each, str):
+            total += len(each)
+        elif isinstance(each, list):
+            total += sum(len(piece) for piece in each if isinstance(piece, str))
+    return total
 
 
 def context_of(connection: HTTPConnection) -> Context:

@@ -61,8 +61,7 @@ def describe(context: Context, session: Session) -> SessionAnswer:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True, gc=False):
     """A step that is checked and can be applied."""
 
     task: Task

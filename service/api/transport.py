@@ -42,6 +42,11 @@ class JoinedWrites(asyncio.Transport):
             self._loop.call_soon(self._flush)
         self._kept.append(data)
 
+    def write_now(self, data: bytes) -> None:
+        """Write what is all there will be in this turn."""
+        self._flush()
+        self._transport.write(data)
+
     def _flush(self) -> None:
         if self._kept:
             kept, self._kept = self._kept, []
@@ -106,7 +111,12 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.BaseProtocol.connection_made`."""
-        super().connection_made(JoinedWrites(transport, self.loop))
+        self._joined = JoinedWrites(transport, self.loop)
+        super().connection_made(self._joined)
+
+    def write_now(self, data: bytes) -> None:
+        """Write the only data of this turn."""
+        self._joined.write_now(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.BaseProtocol.connection_lost`."""
@@ -132,7 +142,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _may_be_direct(self) -> bool:
         return (
-            (self.cycle is None or self.cycle.response_complete)
+            not (self.cycle and not self.cycle.response_complete)
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and self.parser.should_keep_alive()
@@ -206,7 +216,7 @@ class _Direct:
         start = (
             f"content-length: {len(body)}\r\n{fields}{end}x-request-id: {self._request_id}\r\n\r\n"
         )
-        protocol.transport.write(STATUS_LINE[status] + start.encode() + body)
+        protocol.write_now(STATUS_LINE[status] + start.encode() + body)
         if not self.keep_alive:
             protocol.transport.close()
         protocol.on_response_complete()

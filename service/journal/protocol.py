@@ -3,6 +3,8 @@
 state = fold of f_W over (model version, initial state, inputs). The journal holds the nearest snapshot, the inputs
 after it, and the last reply, so that a retry is answered without applying anything twice. Whoever works on a session
 first raises its epoch (`fence`); a commit by an older epoch changes nothing.
+
+Records of which every step makes one are `msgspec.Struct`: made in a fifth of the time of a frozen dataclass.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -39,8 +42,7 @@ class Identity:
     created_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """The answer to the last request, as the model's outputs at the end of each input.
 
     Attributes:
@@ -54,8 +56,7 @@ class Reply:
     outputs: Arrays
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One request to commit.
 
     Attributes:

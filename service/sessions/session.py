@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -19,8 +20,7 @@ from service.journal.protocol import Identity, Reply, Stored
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True, gc=False):
     """Inputs a session takes in one request.
 
     Attributes:
@@ -43,7 +43,7 @@ class Chunk:
         value = blake2b(self.parameters, digest_size=16)
         value.update(self.ends.tobytes())
         for name in sorted(self.arrays):
-            value.update(np.ascontiguousarray(self.arrays[name]).data)
+            value.update(self.arrays[name].tobytes())
         return value.digest()
 
 

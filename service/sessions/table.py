@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
 import numpy.typing as npt
 
 from service.engine.engine import Engine
@@ -62,8 +63,7 @@ class Policy:
     snapshot_every: int
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True, gc=False):
     """What a request wants back.
 
     Attributes:
@@ -77,8 +77,7 @@ class Wanted:
     passing: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(msgspec.Struct, frozen=True, gc=False):
     """A committed request.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -182,11 +183,20 @@ class NextWordTask:
     def answers(self, outputs: Outputs, parameters: Parameters) -> list[Any]:
         """See `Task.answers`: `[{"token", "id", "score"}]`, the likeliest first; score is a probability."""
         top_k = parameters.top_k or _DEFAULT_TOP_K
-        scores = np.exp(outputs["top_scores"][:, :top_k] - outputs["logsumexp"][:, None])
-        rows = zip(outputs["top_indices"][:, :top_k].tolist(), scores.tolist(), strict=True)
+        words, exp = self._words, math.exp
+        # Numbers of Python: for a handful of candidates an operation of numpy takes longer than all of this.
+        rows = zip(
+            outputs["top_indices"][:, :top_k].tolist(),
+            outputs["top_scores"][:, :top_k].tolist(),
+            outputs["logsumexp"].tolist(),
+            strict=True,
+        )
         return [
-            [{"token": self._words[i], "id": i, "score": s} for i, s in zip(*row, strict=True)]
-            for row in rows
+            [
+                {"token": words[i], "id": i, "score": exp(score - logsumexp)}
+                for i, score in zip(indices, scores, strict=True)
+            ]
+            for indices, scores, logsumexp in rows
         ]
 
     def whole_answer(self, outputs: Outputs, parameters: Parameters) -> Any:

@@ -56,7 +56,7 @@ class LabelsTask:
         return self.answers(outputs, parameters)
 
     def _answer(self, scores: npt.NDArray[Any], top_k: int | None) -> Any:
-        best = np.argsort(-scores, kind="stable")[: top_k or 1].tolist()
+        best = (-scores).argsort(kind="stable")[: top_k or 1].tolist()
         named = [{"label": self._labels[i], "score": float(scores[i])} for i in best]
         return named[0] if top_k is None else named
 

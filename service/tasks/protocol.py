@@ -15,6 +15,8 @@ from service.sessions.session import Chunk
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 
+_FIRST = np.zeros(1, np.intp)
+
 
 class Parameters(Record, frozen=True, kw_only=True):
     """What a client may choose about an answer.
@@ -56,8 +58,9 @@ def join_pieces(pieces: Sequence[Mapping[str, npt.NDArray[Any]]], parameters: Pa
     """Inputs of one request as one chunk with an end for each."""
     if len(pieces) == 1:
         (arrays,) = pieces
-        end = len(next(iter(arrays.values()))) - 1
-        return Chunk(arrays, np.array([end], np.intp), parameters.encoded())
+        length = len(next(iter(arrays.values())))
+        ends = _FIRST if length == 1 else np.array([length - 1], np.intp)
+        return Chunk(arrays, ends, parameters.encoded())
     arrays = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     lengths = [len(next(iter(piece.values()))) for piece in pieces]
     return Chunk(arrays, np.cumsum(lengths, dtype=np.intp) - 1, parameters.encoded())
