@@ -142,7 +142,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _may_be_direct(self) -> bool:
         return (
-            not (self.cycle and not self.cycle.response_complete)
+            getattr(self.cycle, "response_complete", True)
             and self.parser.get_method() == b"POST"
             and self.parser.get_http_version() == "1.1"
             and self.parser.should_keep_alive()

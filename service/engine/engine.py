@@ -71,6 +71,8 @@ class Engine:
         self._scheduler = Scheduler(graph.config.batching)
         self._inbox: queue.SimpleQueue[list[Work] | None] = queue.SimpleQueue()
         self._arrived: list[Work] = []
+        # What ended since the event loop was last told.
+        self._ended: list[tuple[Work, Outputs | Exception]] = []
         # Time of the last batch: written by the thread, read on the event loop.
         self._run_s = 0.0
         self._in_flight: dict[Slot, Work] = {}
@@ -230,20 +232,19 @@ class Engine:
     def _work(self) -> None:
         while True:
             open_ = self._receive()
-            ended: list[tuple[Work, Outputs | Exception]] = []
             decision = self._scheduler.next_batch(self._clock())
-            ended += [(work, StepCancelled()) for work in decision.cancelled]
-            ended += [(work, _too_late(work)) for work in decision.late]
+            self._ended += [(work, StepCancelled()) for work in decision.cancelled]
+            self._ended += [(work, _too_late(work)) for work in decision.late]
             if decision.batch is not None:
-                ended += self._run(decision.batch)
-            if ended:
-                self._post(ended)
-            elif not open_ and decision.batch is None:
+                self._run(decision.batch)
+            elif not open_ and not self._ended:
                 return
 
     def _receive(self) -> bool:
         """Move all that arrived into the scheduler; waits when there is nothing to do. False when closing."""
         open_ = not self._closing
+        if not self._scheduler and self._inbox.empty():
+            self._tell()
         block = open_ and not self._scheduler
         try:
             while (arrived := self._inbox.get(block)) is not None:
@@ -253,35 +254,43 @@ class Engine:
             return open_
         return False
 
-    def _post(self, ended: list[tuple[Work, Outputs | Exception]]) -> None:
+    def _tell(self) -> None:
+        """Wake the event loop with all that ended.
+
+        With the next batch at hand that is put off until it is about to run. Else both would work at the same time,
+        and Python lets only one: the model would wait for what the event loop makes of the batch before.
+        """
+        if not self._ended:
+            return
         assert self._loop is not None
+        ended, self._ended = self._ended, []
         try:
             self._loop.call_soon_threadsafe(self._deliver, ended)
         except RuntimeError:
             log.warning("event loop closed; %d results dropped", len(ended))
 
-    def _run(self, batch: Batch) -> list[tuple[Work, Outputs | Exception]]:
+    def _run(self, batch: Batch) -> None:
         started = self._clock()
         new = [work.queued_at for work in batch.works if work.done == 0]
         if new:
             self._metrics.queue_seconds.observe(started - min(new))
         failures = self._apply_or_isolate(batch)
-        ended: list[tuple[Work, Outputs | Exception]] = []
+        steps = 0
         for work, failure in zip(batch.works, failures, strict=True):
             if failure is not None:
-                ended.append((work, failure))
+                self._ended.append((work, failure))
             elif work.done < work.length:
                 self._scheduler.add(work)
             else:
-                ended.append((work, _join(work)))
-        self._metrics.steps.inc(sum(isinstance(outcome, dict) for _, outcome in ended))
+                self._ended.append((work, _join(work)))
+                steps += 1
+        self._metrics.steps.inc(steps)
         tokens = sum(batch.lengths)
         self._metrics.tokens.inc(tokens)
         self._metrics.batch_size.observe(len(batch.works))
         self._metrics.batch_fill.observe(tokens / (len(batch.works) * batch.time))
         self._run_s = self._clock() - started
         self._metrics.run_seconds.observe(self._run_s)
-        return ended
 
     def _apply_or_isolate(self, batch: Batch) -> list[Exception | None]:
         """Apply a batch; should the model raise, apply each row alone, so that only the guilty one fails."""
@@ -308,18 +317,15 @@ class Engine:
         feeds[self.config.lengths] = lengths
         for tensor in self.config.inputs:
             feeds[tensor.name] = _pad(batch, tensor.name, tensor.shape, tensor.dtype)
-        # Order of the model's outputs, each once.
-        wanted = [
-            t.name for t in self.config.outputs if any(t.name in w.outputs for w in batch.works)
-        ]
+        asked = {name for outputs in {work.outputs for work in batch.works} for name in outputs}
+        # Order of the model's outputs.
+        wanted = [tensor.name for tensor in self.config.outputs if tensor.name in asked]
         states = [state.output_name for state in self.config.state]
+        self._tell()
         result = self.graph.run(feeds, wanted + states)
         finite = _finite_rows(result, wanted, states, lengths)
         # Whatever may raise comes before the first write, so that rows can be run again one by one.
-        kept = [
-            _kept(work, row, length, result) if finite[row] else None
-            for row, (work, length) in enumerate(zip(batch.works, batch.lengths, strict=True))
-        ]
+        kept = _kept(batch, result)
         if finite.all():
             self._arena.scatter(slots, result)
         else:
@@ -379,10 +385,27 @@ def _finite_rows(
     return finite
 
 
-def _kept(work: Work, row: int, length: int, result: Outputs) -> Outputs | None:
+def _kept(batch: Batch, result: Outputs) -> list[Outputs | None]:
+    """Of every row the wanted outputs of the time steps it applied, if any are wanted.
+
+    Copies, so that a reply that is kept does not keep the whole batch.
+    """
+    first = batch.works[0]
+    if first.outputs and all(
+        work.length == len(work.keep) == 1 and work.outputs == first.outputs for work in batch.works
+    ):
+        columns = [[row.copy() for row in result[name]] for name in first.outputs]
+        return [dict(zip(first.outputs, row, strict=True)) for row in zip(*columns, strict=True)]
+    return [
+        _kept_of(work, row, length, result)
+        for row, (work, length) in enumerate(zip(batch.works, batch.lengths, strict=True))
+    ]
+
+
+def _kept_of(work: Work, row: int, length: int, result: Outputs) -> Outputs | None:
     """The wanted outputs of the `length` time steps of `row` that start at `work.done`, if any are wanted."""
     if len(work.keep) == work.length:
-        # Every time step is wanted. Copies, so that a reply that is kept does not keep the whole batch.
+        # Every time step is wanted.
         return {name: result[name][row, :length].copy() for name in work.outputs}
     first, last = np.searchsorted(work.keep, (work.done, work.done + length))
     if first == last and (work.parts or work.done + length < work.length):

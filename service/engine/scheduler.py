@@ -73,6 +73,10 @@ class Decision:
     late: tuple[Work, ...]
 
 
+_Queue = deque[tuple[int, int, Work]]
+"""Number of arrival, time steps of the next chunk, work."""
+
+
 class Scheduler:
     """Queues of waiting work.
 
@@ -83,7 +87,7 @@ class Scheduler:
     def __init__(self, limits: Batching) -> None:
         self._limits = limits
         self._longest = min(limits.max_chunk_length, limits.max_batch_tokens)
-        self._queues: dict[int, deque[tuple[int, Work]]] = {}
+        self._queues: dict[int, _Queue] = {}
         self._arrivals = 0
 
     def __len__(self) -> int:
@@ -91,8 +95,13 @@ class Scheduler:
 
     def add(self, work: Work) -> None:
         """Queue new work, or work with time steps left after a batch."""
-        queue = self._queues.setdefault(_size_class(self._chunk(work)), deque())
-        queue.append((self._arrivals, work))
+        length = min(work.length - work.done, self._longest)
+        # 0 for 1, 1 for 2, 2 for 3-4, 3 for 5-8, ...
+        size_class = (length - 1).bit_length()
+        queue = self._queues.get(size_class)
+        if queue is None:
+            queue = self._queues[size_class] = deque()
+        queue.append((self._arrivals, length, work))
         self._arrivals += 1
 
     def extend(self, works: Iterable[Work]) -> None:
@@ -109,23 +118,24 @@ class Scheduler:
         cancelled: list[Work] = []
         late: list[Work] = []
         while waiting := [queue for queue in self._queues.values() if queue]:
-            works = self._fill(min(waiting, key=_oldest), now, cancelled, late)
-            if works:
-                return Decision(self._batch(works), tuple(cancelled), tuple(late))
+            batch = self._fill(min(waiting, key=_oldest), now, cancelled, late)
+            if batch is not None:
+                return Decision(batch, tuple(cancelled), tuple(late))
         return Decision(None, tuple(cancelled), tuple(late))
 
     def _fill(
         self,
-        queue: deque[tuple[int, Work]],
+        queue: _Queue,
         now: float,
         cancelled: list[Work],
         late: list[Work],
-    ) -> list[Work]:
+    ) -> Batch | None:
         works: list[Work] = []
+        lengths: list[int] = []
         longest = 0
         while queue and len(works) < self._limits.max_batch_size:
-            work = queue[0][1]
-            longest = max(longest, self._chunk(work))
+            _, length, work = queue[0]
+            longest = max(longest, length)
             if works and (len(works) + 1) * longest > self._limits.max_batch_tokens:
                 break
             queue.popleft()
@@ -135,20 +145,9 @@ class Scheduler:
                 late.append(work)
             else:
                 works.append(work)
-        return works
-
-    def _batch(self, works: list[Work]) -> Batch:
-        lengths = tuple(self._chunk(work) for work in works)
-        return Batch(tuple(works), lengths, max(lengths))
-
-    def _chunk(self, work: Work) -> int:
-        return min(work.length - work.done, self._longest)
+                lengths.append(length)
+        return Batch(tuple(works), tuple(lengths), max(lengths)) if works else None
 
 
-def _oldest(queue: deque[tuple[int, Work]]) -> int:
+def _oldest(queue: _Queue) -> int:
     return queue[0][0]
-
-
-def _size_class(length: int) -> int:
-    """0 for 1, 1 for 2, 2 for 3-4, 3 for 5-8, ..."""
-    return (length - 1).bit_length()

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from service.engine.engine import Engine, Limits
 from service.errors import Invalid, PayloadMismatch, WrongSeq
