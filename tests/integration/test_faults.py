@@ -311,7 +311,15 @@ async def test_cancelling_a_generation_on_a_socket_frees_its_session(running: Ru
     gate.shut()
     async with socket(running) as connection:
         await connection.send(
-            json.dumps({"op": "generate", "id": 1, "session": "writing", "inputs": "the"})
+            json.dumps(
+                {
+                    "op": "generate",
+                    "id": 1,
+                    "session": "writing",
+                    "inputs": "the",
+                    "ignore_eos": True,
+                }
+            )
         )
         gate.let(2)
         assert json.loads(await connection.recv())["op"] == "token"
