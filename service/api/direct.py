@@ -113,7 +113,8 @@ class Exchange:
             self._step = context.sessions.begin(
                 session, prepared.chunk, prepared.wanted, request.seq, self._ended
             )
-        except ServiceError as error:
+        except Exception as error:
+            # Of the parser's callbacks none may raise: it would take that for a fault of the request.
             self._fail(error)
 
     def leave(self) -> None:
