@@ -54,5 +54,5 @@ def test_every_installed_package_is_pinned_at_its_version() -> None:
 
 
 def test_serving_brings_neither_torch_nor_anything_of_training() -> None:
-    forbidden = {"torch", "lightning", "onnx", "tensorboard"}
+    forbidden = {"torch", "lightning", "matplotlib", "onnx", "tensorboard"}
     assert forbidden.isdisjoint(installed({runtime()}))
