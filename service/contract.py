@@ -98,26 +98,28 @@ class Batching(Record, frozen=True, kw_only=True):
 
 
 class NextWord(Record, frozen=True, kw_only=True, tag="next_word", tag_field="name"):
-    """A language model over a word-level vocabulary.
+    """A language model over a vocabulary of words or of single characters.
 
     The graph takes `tokens` (B, T) int64 and gives, besides `logits` (B, T, V), the `top_k` largest logits
     `top_scores` (B, T, K) in falling order with their ids `top_indices` (B, T, K), and `logsumexp` (B, T), so that
     log p(token) = score - logsumexp without shipping V numbers a row.
 
     Attributes:
+        level: What a token is: a word with punctuation split off, as `service.text` does, or one character.
         tokenizer: File with the vocabulary, in the format of the `tokenizers` library (WordLevel).
         vocab_size: V.
         top_k: K.
-        unknown_token: Stands for every word outside the vocabulary; never generated.
-        end_token: Ends a line of the training text.
+        unknown_token: Stands for every token outside the vocabulary; never generated. None: such text is refused.
+        end_token: Ends a line of the training text, and so a generated text. None: nothing ends a text by itself.
     """
 
+    level: Literal["word", "character"] = "word"
     tokenizer: str = "tokenizer.json"
     vocab_size: Size
     # More than one, since the best may be the unknown word.
     top_k: Annotated[int, msgspec.Meta(ge=2)]
-    unknown_token: str = "<unk>"
-    end_token: str = "<eos>"
+    unknown_token: str | None = "<unk>"
+    end_token: str | None = "<eos>"
 
 
 class Labels(Record, frozen=True, kw_only=True, tag="labels", tag_field="name"):
@@ -187,7 +189,9 @@ class ModelConfig(Record, frozen=True, kw_only=True):
         description: One line for people.
         architecture: For people and metrics only; the engine does not look at it.
         task: What the numbers mean.
-        streaming: Whether the model can be stepped; a bidirectional one cannot.
+        streaming: Whether the model can be stepped; a bidirectional one cannot. It has no state and takes a whole
+            input in one run, so its longest is `batching.max_chunk_length`.
+        streaming_sibling: Model of the same task that can be stepped, if this one cannot.
         inputs: Graph inputs beside `lengths` and the state.
         outputs: Graph outputs beside the state.
         state: State pairs; empty for a stateless model.
@@ -209,6 +213,7 @@ class ModelConfig(Record, frozen=True, kw_only=True):
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     state: tuple[StateTensor, ...]
+    streaming_sibling: str = ""
     lengths: str = "lengths"
     batching: Batching = Batching()
     opset: int
@@ -269,6 +274,12 @@ def decode_config(data: bytes) -> ModelConfig:
                 f"{CONFIG_FILE}: state {state.input_name} of shape {state.shape} has "
                 f"{len(state.initial)} initial values"
             )
+    if not config.streaming and (
+        config.state or config.batching.max_chunk_length > config.batching.max_batch_tokens
+    ):
+        raise ContractError(
+            f"{CONFIG_FILE}: a model that cannot be stepped has no state, and its longest input fits one batch"
+        )
     _check_task(config)
     return config
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from service.contract import (
 
 OPSET = 20
 WORDS = ["<unk>", "<eos>", "the", "cat", "sat", "on", "a", "mat", ".", "dog", "@-@", "3"]
+CHARACTERS = "\n theacsonm."
 HIDDEN, EMBEDDING, TOP_K = 8, 6, 6
 
 
@@ -163,8 +165,8 @@ def doubler(root: Path, **changes: Any) -> Path:
     return write_model(root, changes.pop("name", "doubler"), graph, **(arguments | changes))
 
 
-def tokenizer() -> bytes:
-    """A word-level tokenizer file over `WORDS`."""
+def tokenizer(tokens: Sequence[str] = WORDS) -> bytes:
+    """A tokenizer file over `WORDS`, or over other tokens."""
     return json.dumps(
         {
             "version": "1.0",
@@ -177,7 +179,7 @@ def tokenizer() -> bytes:
             "decoder": None,
             "model": {
                 "type": "WordLevel",
-                "vocab": {word: i for i, word in enumerate(WORDS)},
+                "vocab": {token: i for i, token in enumerate(tokens)},
                 "unk_token": "<unk>",
             },
         }
@@ -276,6 +278,19 @@ def language_model(root: Path, **changes: Any) -> Path:
         "extra_files": {"tokenizer.json": tokenizer()},
     }
     return write_model(root, changes.pop("name", "language"), graph, **(arguments | changes))
+
+
+def character_model(root: Path) -> Path:
+    """The same LSTM, its ids taken for `CHARACTERS`; nothing unknown to it can be said, and nothing ends a text."""
+    task = NextWord(
+        level="character",
+        vocab_size=len(CHARACTERS),
+        top_k=TOP_K,
+        unknown_token=None,
+        end_token=None,
+    )
+    files = {"tokenizer.json": tokenizer(CHARACTERS)}
+    return language_model(root, name="characters", task=task, extra_files=files)
 
 
 def reference_logits(tokens: list[int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Next word: text or token ids in, the likeliest next words out; and a text continued word by word."""
+"""Next word or character: text or token ids in, the likeliest next tokens out; and a text continued one by one."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces
 
 _DEFAULT_TOP_K = 5
 _FULL = ("logits",)
+# Stands before a text whose past is not known.
+_SOME_WORD = "word"
+_NO_ID = -1
+# Characters of an unknown word that an error repeats.
+_SHOWN = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class Token:
     Attributes:
         index: Its number, from 0.
         id: Its id in the vocabulary.
-        token: The word.
+        token: The word or character.
         logprob: Its log-probability under the model, before sampling settings.
         text: What it adds to the running text; empty while it may be part of a stop string.
         finish: `length`, `stop` or `eos` on the last token.
@@ -69,7 +74,7 @@ class Running:
     """Running text at its end.
 
     Attributes:
-        previous: The last word; None at the start of a line.
+        previous: The last token; None at the start of a line.
         unsent: Text held back, since it may begin a stop string.
     """
 
@@ -110,7 +115,7 @@ Step = Callable[[Chunk, tuple[str, ...]], Awaitable[tuple[Outputs, int | None]]]
 
 
 class NextWordTask:
-    """A word-level language model.
+    """A language model over words or characters.
 
     Args:
         config: Of a model whose task is `NextWord`.
@@ -137,27 +142,28 @@ class NextWordTask:
         self._words = sorted(vocabulary, key=vocabulary.__getitem__)
         (self._input,) = config.inputs
         self._spec = spec
+        if spec.level == "character" and any(len(token) != 1 for token in vocabulary):
+            raise ContractError(f"{spec.tokenizer} has tokens of several characters")
         self._unknown = self._id_of(spec.unknown_token)
         self._end = self._id_of(spec.end_token)
 
-    def _id_of(self, word: str) -> int:
+    def _id_of(self, word: str | None) -> int:
+        if word is None:
+            return _NO_ID
         if word not in self._ids:
             raise ContractError(f"{self._spec.tokenizer} has no {word!r}")
         return self._ids[word]
 
-    # Words to tensors.
+    # Text to tensors.
 
     def check(self, parameters: Parameters) -> None:
         """See `Task.check`."""
         check_top_k(parameters, self._spec.top_k)
 
     def piece(self, value: Any, path: str) -> dict[str, npt.NDArray[Any]]:
-        """See `Task.piece`: some words, or one token id."""
+        """See `Task.piece`: some text, or one token id."""
         if isinstance(value, str):
-            words = text.words(value, self._ids.__contains__)
-            if not words:
-                raise Invalid("the text has no words", path=path)
-            ids = [self._ids.get(word, self._unknown) for word in words]
+            ids = self._ids_of(value, path)
         elif isinstance(value, int) and not isinstance(value, bool):
             if not 0 <= value < self._spec.vocab_size:
                 raise Invalid(
@@ -169,6 +175,29 @@ class NextWordTask:
             raise Invalid("text or a token id is due here", path=path)
         return {self._input.name: np.array(ids, self._input.dtype)}
 
+    def _ids_of(self, value: str, path: str) -> list[int]:
+        tokens = self._split(value)
+        if not tokens:
+            raise Invalid(f"the text has no {self._spec.level}s", path=path)
+        if self._spec.unknown_token is None:
+            self._refuse_unknown(tokens, path)
+            return [self._ids[token] for token in tokens]
+        return [self._ids.get(token, self._unknown) for token in tokens]
+
+    def _split(self, value: str) -> list[str]:
+        if self._spec.level == "character":
+            return list(value)
+        return text.words(value, self._ids.__contains__)
+
+    def _refuse_unknown(self, tokens: list[str], path: str) -> None:
+        for place, token in enumerate(tokens):
+            if token not in self._ids:
+                level, size = self._spec.level, self._spec.vocab_size
+                raise Invalid(
+                    f"{level} {place} of the text (from 0) is {token[:_SHOWN]!r}; the model knows {size} others",
+                    path=path,
+                )
+
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a text, or a list of texts and token ids that make one."""
         if isinstance(value, list):
@@ -178,7 +207,7 @@ class NextWordTask:
         chunk = join_pieces(pieces, Parameters())
         return Chunk(chunk.arrays, chunk.ends[-1:])
 
-    # Tensors to words.
+    # Tensors to tokens.
 
     def answers(self, outputs: Outputs, parameters: Parameters) -> list[Any]:
         """See `Task.answers`: `[{"token", "id", "score"}]`, the likeliest first; score is a probability."""
@@ -200,7 +229,7 @@ class NextWordTask:
         ]
 
     def whole_answer(self, outputs: Outputs, parameters: Parameters) -> Any:
-        """See `Task.whole_answer`: the likeliest words after the text."""
+        """See `Task.whole_answer`: the likeliest tokens after the text."""
         return self.answers(outputs, parameters)[0]
 
     # Generation.
@@ -252,7 +281,7 @@ class NextWordTask:
     def _end_of(self, first: Chunk | Outputs) -> Running:
         """Where the text stands before the first token; some word or other when it is not known."""
         if not isinstance(first, Chunk):
-            return Running(self._spec.unknown_token)
+            return Running(_SOME_WORD)
         last = int(first.arrays[self._input.name][-1])
         return Running(None if last == self._end else self._words[last])
 
@@ -273,7 +302,7 @@ class NextWordTask:
         return token, replace(running, unsent=held)
 
     def _needs_all(self, sampling: Sampling) -> bool:
-        # One more than top_k, since the unknown word may be among the best and is never chosen.
+        # One more than top_k, since the unknown token may be among the best and is never chosen.
         return sampling.temperature > 0 and not 0 < sampling.top_k < self._spec.top_k
 
     def _choose(self, outputs: Outputs, sampling: Sampling, uniform: float) -> tuple[int, float]:
@@ -299,6 +328,8 @@ class NextWordTask:
             # A line ends here, and the next word begins one.
             return running.unsent + "\n", Running()
         word = self._words[chosen]
+        if self._spec.level == "character":
+            return running.unsent + word, Running(word)
         addition = text.separator(running.previous, word) + text.surface(word)
         return running.unsent + addition, Running(word)
 

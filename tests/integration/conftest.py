@@ -23,6 +23,7 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     models.accumulator(root)
     models.language_model(root)
+    models.character_model(root)
     shutil.copytree(EXPORTED / planner.MODEL, root / planner.MODEL)
     return root
 

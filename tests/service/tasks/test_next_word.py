@@ -14,7 +14,7 @@ from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.next_word import Generation, NextWordTask, Token, Written
 from service.tasks.protocol import Outputs, Parameters
-from tests.models import TOP_K, WORDS, reference_logits, tokenizer
+from tests.models import CHARACTERS, TOP_K, WORDS, character_model, reference_logits, tokenizer
 
 UNKNOWN, END, THE, CAT, SAT = range(5)
 GREEDY = Sampling(temperature=0)
@@ -29,6 +29,13 @@ def task(language: Path) -> NextWordTask:
     config = config_of(language)
     assert isinstance(config.task, NextWord)
     return NextWordTask(config, config.task, tokenizer())
+
+
+@pytest.fixture
+def characters(tmp_path: Path) -> NextWordTask:
+    config = config_of(character_model(tmp_path))
+    assert isinstance(config.task, NextWord)
+    return NextWordTask(config, config.task, tokenizer(CHARACTERS))
 
 
 def outputs_of(logits: np.ndarray) -> dict[str, np.ndarray]:
@@ -61,13 +68,14 @@ class Model:
 class Script:
     """A model that says what it is told to, whatever it is fed."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, vocabulary: Sequence[str] = WORDS) -> None:
         self.words = list(words)
+        self.vocabulary = vocabulary
         self.fed = 0
 
     async def __call__(self, chunk: Chunk, passing: tuple[str, ...]) -> tuple[Outputs, None]:
-        logits = np.zeros((1, len(WORDS)))
-        logits[0, WORDS.index(self.words[min(self.fed, len(self.words) - 1)])] = 9.0
+        logits = np.zeros((1, len(self.vocabulary)))
+        logits[0, self.vocabulary.index(self.words[min(self.fed, len(self.words) - 1)])] = 9.0
         self.fed += 1
         return outputs_of(logits), None
 
@@ -334,6 +342,86 @@ async def test_going_on_from_outputs_without_logits_needs_a_small_top_k(
     assert error.value.extra == {"path": "$.top_k"}
 
 
+# Characters.
+
+
+def test_text_becomes_characters_with_blanks_and_line_ends(characters: NextWordTask) -> None:
+    value = " the  cat.\n\n"
+    tokens = characters.piece(value, "$")["tokens"].tolist()
+    assert [CHARACTERS[i] for i in tokens] == list(value)
+    assert characters.whole(["the", 1, "cat"], "$").arrays["tokens"].tolist() == [
+        CHARACTERS.index(c) for c in "the cat"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("", "the text has no characters"),
+        (
+            "the c\u00e4t",
+            r"character 5 of the text \(from 0\) is '\u00e4'; the model knows 12 others",
+        ),
+        ("\tcat", r"character 0 of the text \(from 0\) is '\\t'"),
+        ("ca\ud800", r"character 2 of the text \(from 0\) is '\\ud800'"),
+        (len(CHARACTERS), "token 12 is out of range"),
+    ],
+)
+def test_an_unknown_character_is_refused_by_name(
+    characters: NextWordTask, value: Any, message: str
+) -> None:
+    with pytest.raises(Invalid, match=message) as error:
+        characters.piece(value, "$.inputs[0]")
+    assert error.value.extra == {"path": "$.inputs[0]"}
+
+
+def test_a_vocabulary_of_words_may_refuse_unknown_words_too(language: Path) -> None:
+    config = config_of(language)
+    assert isinstance(config.task, NextWord)
+    spec = msgspec.structs.replace(config.task, unknown_token=None)
+    task = NextWordTask(config, spec, tokenizer())
+    assert task.piece("the cat", "$")["tokens"].tolist() == [THE, CAT]
+    with pytest.raises(Invalid, match=r"word 1 of the text \(from 0\) is 'zebra'"):
+        task.piece("the zebra", "$")
+
+
+async def test_characters_are_joined_without_blanks_and_no_line_ends_the_text(
+    characters: NextWordTask,
+) -> None:
+    said = "cat.\n\nthe  mat\n"
+    script = Script(*said, vocabulary=CHARACTERS)
+    tokens = await write(characters, script, prompt="the ", max_tokens=len(said))
+    assert text(tokens) == said
+    assert [token.token for token in tokens] == list(said)
+    assert tokens[-1].finish == "length"
+
+
+@pytest.mark.parametrize("stop", ["\n\n", "\nthe", " "])
+async def test_a_text_of_characters_ends_before_a_stop_string(
+    characters: NextWordTask, stop: str
+) -> None:
+    said = "cat.\n\nthe mat"
+    script = Script(*said, vocabulary=CHARACTERS)
+    tokens = await write(characters, script, prompt="the ", max_tokens=50, stop=(stop,))
+    assert text(tokens) == said[: said.index(stop)]
+    assert tokens[-1].finish == "stop"
+
+
+async def test_every_character_may_be_chosen(characters: NextWordTask) -> None:
+    hot = Sampling(temperature=100.0, top_k=0)
+    tokens = await write(characters, Model(), prompt="the ", sampling=hot, max_tokens=400)
+    assert {token.token for token in tokens} == set(CHARACTERS)
+
+
+async def test_a_text_of_characters_goes_on_from_outputs(characters: NextWordTask) -> None:
+    last = outputs_of(reference_logits([THE]))
+    wanted = Generation(GREEDY, max_tokens=1, seed=1)
+    script = Script("t", vocabulary=CHARACTERS)
+    tokens = characters.generate(script, last, wanted, Written(), feed_last=True)
+    (token,) = [token async for token in tokens]
+    assert token.text == CHARACTERS[int(np.argmax(reference_logits([THE])[0]))]
+
+
 # A tokenizer that does not fit.
 
 
@@ -354,6 +442,14 @@ def test_a_tokenizer_that_does_not_fit_is_refused(
     assert isinstance(config.task, NextWord)
     with pytest.raises(ContractError, match=message):
         NextWordTask(config, config.task, content)
+
+
+def test_a_character_is_one_character(language: Path) -> None:
+    config = config_of(language)
+    assert isinstance(config.task, NextWord)
+    spec = msgspec.structs.replace(config.task, level="character")
+    with pytest.raises(ContractError, match="has tokens of several characters"):
+        NextWordTask(config, spec, tokenizer())
 
 
 def test_a_task_may_name_its_own_special_words(language: Path) -> None:

@@ -59,9 +59,7 @@ def test_equals_the_equations_for_every_context(order: int, length: int) -> None
     text = markov(length, seed=length)
     model, reference = KneserNey(np.array(text), order, V), Reference(text, order)
     for context in itertools.product(range(V), repeat=order - 1):
-        found = [
-            math.exp(model.log_probabilities(np.array([*context, w]))[-1]) for w in range(V)
-        ]
+        found = [math.exp(model.log_probabilities(np.array([*context, w]))[-1]) for w in range(V)]
         assert found == pytest.approx([reference.p(w, context) for w in range(V)], abs=1e-12)
         assert sum(found) == pytest.approx(1)
 
