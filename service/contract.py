@@ -134,11 +134,29 @@ class Labels(Record, frozen=True, kw_only=True, tag="labels", tag_field="name"):
     symbols: dict[str, tuple[float, ...]] = {}
 
 
+class Forecast(Record, frozen=True, kw_only=True, tag="forecast", tag_field="name"):
+    """The next values of a few columns of numbers, after each observation.
+
+    The graph takes one observation a step, `(B, T, len(columns))` float32 in the user's own units, and gives
+    `mean` (B, T, horizon, len(columns)) and `quantiles` (B, T, len(quantiles), horizon, len(columns)) in the same
+    units. NaN stands for a value that is missing; outputs and state stay finite.
+
+    Attributes:
+        columns: Name of each number of an observation.
+        horizon: Steps that are forecast; the first is the one after the observation.
+        quantiles: Levels, in rising order; the quantiles of a step rise with them.
+    """
+
+    columns: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    horizon: Size
+    quantiles: tuple[Annotated[float, msgspec.Meta(gt=0, lt=1)], ...]
+
+
 class Tensors(Record, frozen=True, kw_only=True, tag="tensors", tag_field="name"):
     """Numbers in, numbers out: one vector a step in, every declared output of that step back."""
 
 
-TaskSpec = NextWord | Labels | Tensors
+TaskSpec = NextWord | Labels | Forecast | Tensors
 
 
 class Metric(Record, frozen=True, kw_only=True):
@@ -295,6 +313,8 @@ def _check_task(config: ModelConfig) -> None:
     if isinstance(task, NextWord):
         due = {"logits": (task.vocab_size,), "logsumexp": ()}
         due |= dict.fromkeys(("top_scores", "top_indices"), (task.top_k,))
+    elif isinstance(task, Forecast):
+        due = _due_of_forecast(config, task)
     else:
         due = {"scores": (len(task.labels),)}
         for symbol, value in task.symbols.items():
@@ -309,6 +329,19 @@ def _check_task(config: ModelConfig) -> None:
             raise ContractError(
                 f"{CONFIG_FILE}: the task needs an output {name} of shape {shape}, declared is {shapes.get(name)}"
             )
+
+
+def _due_of_forecast(config: ModelConfig, task: Forecast) -> dict[str, tuple[int, ...]]:
+    (tensor,) = config.inputs
+    if (tensor.dtype, tensor.shape) != ("float32", (len(task.columns),)):
+        raise ContractError(
+            f"{CONFIG_FILE}: {len(task.columns)} columns are due as float32, the input is {tensor.dtype} of "
+            f"shape {tensor.shape}"
+        )
+    if list(task.quantiles) != sorted(set(task.quantiles)):
+        raise ContractError(f"{CONFIG_FILE}: quantiles do not rise")
+    mean = (task.horizon, len(task.columns))
+    return {"mean": mean, "quantiles": (len(task.quantiles), *mean)}
 
 
 def decode_golden(data: bytes) -> Golden:

@@ -20,6 +20,7 @@ from service.contract import (
     GOLDEN_FILE,
     MODEL_FILE,
     ContractError,
+    Forecast,
     Labels,
     ModelConfig,
     NextWord,
@@ -31,6 +32,7 @@ from service.engine.engine import Engine, Limits
 from service.engine.graph import Device, Graph, check_golden
 from service.errors import ModelNotReady, UnknownModel
 from service.metrics import EngineMetrics, Metrics
+from service.tasks.forecast import ForecastTask
 from service.tasks.next_word import NextWordTask
 from service.tasks.numbers import LabelsTask, TensorsTask
 from service.tasks.protocol import Task
@@ -248,4 +250,6 @@ def make_task(config: ModelConfig, files: dict[str, bytes]) -> Task:
         return NextWordTask(config, spec, files[spec.tokenizer])
     if isinstance(spec, Labels):
         return LabelsTask(config, spec)
+    if isinstance(spec, Forecast):
+        return ForecastTask(config, spec)
     return TensorsTask(config)
