@@ -16,7 +16,7 @@ from tests.integration import offline
 from tests.integration.inside import Running
 from tests.integration.process import Service
 from tests.integration.wire import Event, Socket, events
-from tests.models import WORDS
+from tests.models import CHARACTERS, WORDS
 
 UNKNOWN, END = WORDS.index("<unk>"), WORDS.index("<eos>")
 PROMPT = "the cat sat"
@@ -272,6 +272,33 @@ async def test_a_session_stream_is_resumed_where_its_connection_broke(
     )
     assert (answer.status_code, answer.json()["code"]) == (409, "wrong_seq")
     assert answer.json()["committed"] == 14
+
+
+# Characters.
+
+
+def test_characters_follow_each_other_by_every_way(service: Service) -> None:
+    session = service.http.post("/v1/sessions", json={"model": "characters"}).json()["session"]
+    body = {"inputs": "the cat\n", "max_tokens": 150, "seed": 3, "temperature": 3, "top_k": 0}
+    whole = service.http.post("/v1/models/characters/generate", json=body).json()
+    by_model = streamed(service, "/v1/models/characters/generate", **body)
+    by_session = streamed(service, f"/v1/sessions/{session}/generate", **body)
+    for stream in (by_model, by_session):
+        _, tokens, done = split_stream(stream)
+        assert "".join(token["text"] for token in tokens) == whole["text"]
+        assert done["finish_reason"] == "length"
+    assert whole["text"] == "".join(token["token"] for token in whole["tokens"])
+    assert set(whole["text"]) == set(CHARACTERS)
+    answer = service.http.post(f"/v1/sessions/{session}/steps", json={"inputs": ["the", " "]})
+    assert answer.json()["seq"] == 1 + 150 + 2
+
+
+def test_a_character_that_the_model_does_not_know_is_the_clients_mistake(service: Service) -> None:
+    body = {"inputs": ["the cat", "the d\u00f6g"]}
+    answer = service.http.post("/v1/models/characters/predict", json=body)
+    assert answer.status_code == 422
+    assert "character 4 of the text (from 0) is 'd'" in answer.json()["detail"]
+    assert answer.json()["path"] == "$.inputs[1]"
 
 
 @pytest.mark.parametrize("runs", [0, 1, 2, 4])
