@@ -152,11 +152,35 @@ class Forecast(Record, frozen=True, kw_only=True, tag="forecast", tag_field="nam
     quantiles: tuple[Annotated[float, msgspec.Meta(gt=0, lt=1)], ...]
 
 
+class Sentiment(Record, frozen=True, kw_only=True, tag="sentiment", tag_field="name"):
+    """Labels of a text.
+
+    The graph takes `tokens` (B, T) int64, ids of the words of `service.text.plain_words`, and gives `scores`
+    (B, T, len(labels)): the probability of each label for the text up to each word. A model that cannot be stepped
+    gives those of the whole text at every word of it.
+
+    Attributes:
+        tokenizer: File with the vocabulary, in the format of the `tokenizers` library (WordLevel).
+        vocab_size: V.
+        unknown_token: Stands for every word of which the vocabulary knows no form; see `service.text.known_form`.
+        labels: Name of each label, in the order of `scores`.
+        exclusive: Whether one label holds and the scores add up to one; else each holds or not for itself.
+        thresholds: Score from which on each label holds, where they are not exclusive; else empty.
+    """
+
+    tokenizer: str = "tokenizer.json"
+    vocab_size: Size
+    unknown_token: str = "<unk>"
+    labels: Annotated[tuple[str, ...], msgspec.Meta(min_length=2)]
+    exclusive: bool
+    thresholds: tuple[float, ...] = ()
+
+
 class Tensors(Record, frozen=True, kw_only=True, tag="tensors", tag_field="name"):
     """Numbers in, numbers out: one vector a step in, every declared output of that step back."""
 
 
-TaskSpec = NextWord | Labels | Forecast | Tensors
+TaskSpec = NextWord | Labels | Forecast | Sentiment | Tensors
 
 
 class Metric(Record, frozen=True, kw_only=True):
@@ -315,6 +339,13 @@ def _check_task(config: ModelConfig) -> None:
         due |= dict.fromkeys(("top_scores", "top_indices"), (task.top_k,))
     elif isinstance(task, Forecast):
         due = _due_of_forecast(config, task)
+    elif isinstance(task, Sentiment):
+        due = {"scores": (len(task.labels),)}
+        if len(task.thresholds) != (0 if task.exclusive else len(task.labels)):
+            raise ContractError(
+                f"{CONFIG_FILE}: {len(task.thresholds)} thresholds do not fit {len(task.labels)} labels, "
+                f"exclusive {task.exclusive}"
+            )
     else:
         due = {"scores": (len(task.labels),)}
         for symbol, value in task.symbols.items():

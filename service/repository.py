@@ -24,6 +24,7 @@ from service.contract import (
     Labels,
     ModelConfig,
     NextWord,
+    Sentiment,
     decode_config,
     decode_golden,
     digest,
@@ -36,6 +37,7 @@ from service.tasks.forecast import ForecastTask
 from service.tasks.next_word import NextWordTask
 from service.tasks.numbers import LabelsTask, TensorsTask
 from service.tasks.protocol import Task
+from service.tasks.sentiment import SentimentTask
 
 log = logging.getLogger(__name__)
 
@@ -248,6 +250,10 @@ def make_task(config: ModelConfig, files: dict[str, bytes]) -> Task:
         if spec.tokenizer not in files:
             raise ContractError(f"{CONFIG_FILE} lists no hash for {spec.tokenizer}")
         return NextWordTask(config, spec, files[spec.tokenizer])
+    if isinstance(spec, Sentiment):
+        if spec.tokenizer not in files:
+            raise ContractError(f"{CONFIG_FILE} lists no hash for {spec.tokenizer}")
+        return SentimentTask(config, spec, files[spec.tokenizer])
     if isinstance(spec, Labels):
         return LabelsTask(config, spec)
     if isinstance(spec, Forecast):

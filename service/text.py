@@ -8,7 +8,7 @@ already in the first form as it is, so that the vocabulary's own corpus tokenise
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 _NUMBER_COMMA = re.compile(r"(?<=\d),(?=\d)")
 _NUMBER_POINT = re.compile(r"(?<=\d)\.(?=\d)")
@@ -81,3 +81,47 @@ def join(tokens: list[str]) -> str:
         text.append(separator(previous, word) + surface(word))
         previous = word
     return "".join(text)
+
+
+# What follows reads any text, as the sentiment models see it: no capitals, smileys and marks kept.
+
+_PLAIN_WORD = re.compile(
+    r"""\[[a-z]+\]                              # a placeholder, as [name]
+    |<3(?!\d)
+    |[:;=]-?(?:[()|]|[dp](?!\w)|[/\\](?!/))   # smileys
+    |n't\b|'(?:s|m|d|re|ve|ll|t)\b            # ends of contractions
+    |[^\W_]+                                  # letters and digits
+    |_+
+    |([^\w\s])\1*                             # one mark, as often as it is repeated""",
+    re.VERBOSE,
+)
+_NEGATION = re.compile(r"(?<=\w)n't\b")
+_LONG_DRAWN = re.compile(r"([^\d\s])\1{3,}")
+_APOSTROPHES = str.maketrans("‘’", "''")
+_LONGEST_STEM = 30
+_SHORTEST_STEM = 4
+
+
+def plain_words(text: str) -> list[str]:
+    """Lower-case words, marks and smileys of any text.
+
+    Contractions are split as in the Penn treebank (`don't` is `do n't`, `it's` is `it 's`), so that a text split that
+    way gives its own words. What is repeated more than three times is repeated three times: `sooooo` is `sooo`.
+    """
+    text = _LONG_DRAWN.sub(r"\1\1\1", text.lower().translate(_APOSTROPHES))
+    return [match.group() for match in _PLAIN_WORD.finditer(_NEGATION.sub(" n't", text))]
+
+
+def known_form(word: str, ids: Mapping[str, int]) -> int | None:
+    """Id of a word, or else of its longest known beginning that is at least half of it; None if there is none.
+
+    So an unknown `disappointingly` is read as `disappointing`.
+    """
+    if word in ids:
+        return ids[word]
+    if word.isalpha() and len(word) <= _LONGEST_STEM:
+        shortest = max(_SHORTEST_STEM, (len(word) + 1) // 2)
+        for length in range(len(word) - 1, shortest - 1, -1):
+            if (found := ids.get(word[:length])) is not None:
+                return found
+    return None

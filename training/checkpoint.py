@@ -14,7 +14,6 @@ import torch
 
 LAST = "last.pt"
 BEST = "best.pt"
-VOCABULARY = "tokenizer.json"
 
 
 def save(values: dict[str, Any], path: Path) -> None:

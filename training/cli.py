@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from service.contract import MODEL_FILE, ContractError
-from training import checkpoint, next_word, vocabulary, weekend_planner
-from training.config import ConfigError, NextWordRun, Run, load
-from training.data import corpora
+from training.config import ConfigError, TrainedRun
 from training.data.download import DataError
 from training.export import package
 from training.export.parity import ParityError
 from training.export.runtime import LoadedGraph
-from training.trainer import ResumeError, Text, Trainer, fabric_for
+from training.export.weights import ExportError
+from training.runs import Run, load
+from training.tasks import task_of
+from training.trainer import ResumeError, Share, Trainer, fabric_for, share_of
 
-_ERRORS = (ConfigError, ContractError, DataError, ParityError, ResumeError, next_word.ExportError)
+_ERRORS = (ConfigError, ContractError, DataError, ParityError, ResumeError, ExportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,39 +47,29 @@ def _parser() -> argparse.ArgumentParser:
 
 def fit(run: Run, options: argparse.Namespace) -> None:
     """Train, or go on training, and keep the best weights under --runs."""
-    if not isinstance(run, NextWordRun):
-        raise ConfigError(f"{run.name} has nothing to train; use `seqtrain export`")
-    corpus = corpora.load(run.data)
-    tokenizer = vocabulary.build(corpus.train)
-    text = Text(
-        train=vocabulary.encode(tokenizer, corpus.train),
-        valid=vocabulary.encode(tokenizer, corpus.valid),
-        vocab_size=tokenizer.get_vocab_size(),
-        dataset=corpus.dataset,
-        floor=f"{corpus.floor.perplexity} ({corpus.floor.name})" if corpus.floor else "unknown",
-    )
-    fabric = fabric_for(run, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    task = task_of(run)
+    if not isinstance(run, TrainedRun):
+        task.learner(run, Share())
+        return
+    fabric = fabric_for(run.training, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     fabric.launch()
+    learner = task.learner(run, share_of(fabric))
     directory = _directory(run, options.runs)
     if fabric.is_global_zero:
         directory.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(str(directory / checkpoint.VOCABULARY))
-    loss = Trainer(run, text, directory, fabric).fit()
+        for name, content in learner.files.items():
+            (directory / name).write_bytes(content)
+    best = Trainer(run, learner, directory, fabric).fit()
     if fabric.is_global_zero:
-        _say(
-            f"best valid perplexity {math.exp(loss):.2f}, floor {text.floor}; weights in {directory}"
-        )
+        _say(f"best {learner.criterion} {best:.5g}, floor {learner.floor}; weights in {directory}")
 
 
 def export(run: Run, options: argparse.Namespace) -> None:
     """Write the model to --exported once it equals the original, with its quality."""
     command = f"seqtrain export {options.config}"
-    if isinstance(run, NextWordRun):
+    if isinstance(run, TrainedRun):
         command = f"seqtrain fit {options.config} && {command}"
-        corpus = corpora.load(run.data)
-        bundle = next_word.bundle(run, command, _directory(run, options.runs), corpus)
-    else:
-        bundle = weekend_planner.bundle(run, command)
+    bundle = task_of(run).bundle(run, command, _directory(run, options.runs))
     target = package.write(bundle, options.exported)
     for metric in package.read(target)[0].provenance.metrics:
         _say(package.sentence(metric))
@@ -90,17 +78,9 @@ def export(run: Run, options: argparse.Namespace) -> None:
 
 def evaluate(run: Run, options: argparse.Namespace) -> None:
     """Measure the exported file again and print the floor beside each figure."""
-    directory = _directory(run, options.exported)
-    config, files = package.read(directory)
+    config, files = package.read(_directory(run, options.exported))
     graph = LoadedGraph(files[MODEL_FILE], config)
-    if isinstance(run, NextWordRun):
-        tokenizer = Tokenizer.from_str(files[next_word.TOKENIZER_FILE].decode())
-        corpus = corpora.load(run.data)
-        valid = vocabulary.encode(tokenizer, corpus.valid).numpy()
-        metrics = next_word.measure(graph, valid, corpus)
-    else:
-        metrics = weekend_planner.measure(graph)
-    for metric in metrics:
+    for metric in task_of(run).measure(run, graph, files):
         _say(package.sentence(metric))
 
 

@@ -1,13 +1,11 @@
-"""A training run as TOML, read into frozen records. No torch here.
+"""The parts of a training run that all tasks share, as frozen records. No torch here.
 
-A file starts with `task`, which says which record the rest must fit. Every default stands here and nowhere else.
+Every default of theirs stands here and nowhere else; `training.runs` reads the files.
 """
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import msgspec
 
@@ -22,70 +20,93 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A frozen record; a field nobody declared is an error that names it."""
 
 
-class DataConfig(Record, frozen=True, kw_only=True):
-    """Which text.
-
-    Attributes:
-        name: A corpus of `training.data.corpora`, or `files` for two plain text files of the user's own.
-        train: Path of the training text, for `files` only.
-        valid: Path of the validation text, for `files` only.
-        licence: Terms of the two files, for the model card.
-    """
-
-    name: str = "wikitext-2"
-    train: str = ""
-    valid: str = ""
-    licence: str = "not stated"
-
-
-class ModelConfig(Record, frozen=True, kw_only=True):
-    """A recurrent language model; see `training.models.recurrent`.
+class RecurrentConfig(Record, frozen=True, kw_only=True, tag="recurrent", tag_field="kind"):
+    """Elman network, LSTM or GRU; see `training.models.recurrent`.
 
     Attributes:
         cell: Kind of recurrent layer.
-        embedding_dim: E, width of the embedding and of the output layer.
-        hidden_size: H.
+        hidden_size: H, of each direction.
         num_layers: L.
-        cutoffs: First token id of each tail cluster of the adaptive softmax; empty for the full softmax.
-        cutoff_dims: Width of each tail cluster.
-        tied: Whether embedding and output layer share their factors.
-        dropout: Share of the features dropped between layers, one mask per sequence.
+        dropout: Share of the features dropped before, between and after the layers, one mask per sequence.
         layer_norm: Whether the output of each layer is normalised.
         orthogonal: Whether recurrent weights start orthogonal.
         forget_bias: Start value of the forget gate's bias (LSTM only).
+        bidirectional: Whether a second layer reads each text from its end; such a model cannot be stepped.
     """
 
     cell: Cell
-    embedding_dim: int
     hidden_size: int
     num_layers: int = 1
-    cutoffs: tuple[int, ...] = ()
-    cutoff_dims: tuple[int, ...] = ()
-    tied: bool = True
     dropout: float = 0.0
     layer_norm: bool = False
     orthogonal: bool = True
     forget_bias: float = 1.0
+    bidirectional: bool = False
+
+    @property
+    def architecture(self) -> str:
+        """Its name for people."""
+        return self.cell
+
+    @property
+    def in_words(self) -> str:
+        """One line for people."""
+        both = "bidirectional " if self.bidirectional else ""
+        return f"{both}`{self.cell}`, {self.num_layers} layers of {self.hidden_size}"
+
+
+class TransformerConfig(Record, frozen=True, kw_only=True, tag="transformer", tag_field="kind"):
+    """Transformer with attention to the last `window` positions; see `training.models.transformer`.
+
+    Attributes:
+        width: D, of the residual stream.
+        heads: Attention heads; D / heads is even.
+        num_layers: L.
+        window: W, positions that a position attends to, itself included. Without meaning when bidirectional.
+        feedforward: Width of the hidden layer between two attentions.
+        dropout: Share dropped of the input and of what each part adds to the stream.
+        bidirectional: Whether each position attends to the whole text; such a model cannot be stepped.
+    """
+
+    width: int
+    heads: int
+    num_layers: int
+    window: int = 128
+    feedforward: int
+    dropout: float = 0.0
+    bidirectional: bool = False
 
     def __post_init__(self) -> None:
         """Check what the field types cannot say.
 
         Raises:
-            ValueError: The clusters are not described in full and in order.
+            ValueError: The heads do not divide the width into even parts.
         """
-        if len(self.cutoffs) != len(self.cutoff_dims) or list(self.cutoffs) != sorted(
-            set(self.cutoffs)
-        ):
-            raise ValueError("cutoffs must rise and have one width each in cutoff_dims")
+        if self.width % (2 * self.heads):
+            raise ValueError("width must be a multiple of twice the number of heads")
+
+    @property
+    def architecture(self) -> str:
+        """Its name for people."""
+        return "transformer"
+
+    @property
+    def in_words(self) -> str:
+        """One line for people."""
+        reach = "the whole text" if self.bidirectional else f"the last {self.window} positions"
+        return f"Transformer, {self.num_layers} layers of {self.width}, {self.heads} heads, over {reach}"
+
+
+EncoderConfig = RecurrentConfig | TransformerConfig
 
 
 class TrainingConfig(Record, frozen=True, kw_only=True):
     """How to train.
 
     Attributes:
-        epochs: Passes over the text.
-        batch_size: Columns that the text is cut into, over all processes.
-        bptt: Time steps that the gradient flows through.
+        epochs: Passes over the data.
+        batch_size: Rows of a batch, over all processes: texts, windows, or the columns that one long text is cut into.
+        bptt: Time steps that the gradient flows through, where one long text is learnt; else without meaning.
         optimizer: Which rule.
         lr: Peak learning rate.
         weight_decay: Decoupled weight decay of AdamW; plain L2 for SGD.
@@ -104,8 +125,8 @@ class TrainingConfig(Record, frozen=True, kw_only=True):
 
     epochs: int
     batch_size: int
-    bptt: int
     lr: float
+    bptt: int = 35
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.0
     warmup: float = 0.0
@@ -141,73 +162,25 @@ class ExportConfig(Record, frozen=True, kw_only=True):
     max_batch_tokens: int = 512
 
 
-class NextWordRun(Record, frozen=True, kw_only=True, tag="next_word", tag_field="task"):
-    """Train and export a next-word model."""
+class TrainedRun(Record, frozen=True, kw_only=True):
+    """What every run that trains has; a task adds its data and its model.
+
+    Attributes:
+        name: Name of the exported model.
+        version: Version of the exported model.
+        description: One line for people.
+        seed: Of everything random.
+        encoder: The part with a memory.
+        training: How to train.
+        export: How to write the model.
+        streaming_sibling: Model that can be stepped where this one cannot; named to clients that try.
+    """
 
     name: str
     version: int
     description: str
     seed: int
-    data: DataConfig
-    model: ModelConfig
+    encoder: EncoderConfig
     training: TrainingConfig
     export: ExportConfig = ExportConfig()
-
-
-class WeekendPlannerRun(Record, frozen=True, kw_only=True, tag="weekend_planner", tag_field="task"):
-    """Export the weekend planner, whose weights are known and need no training."""
-
-    name: str
-    version: int
-    description: str
-
-
-Run = NextWordRun | WeekendPlannerRun
-
-
-def load(path: Path) -> Run:
-    """Read a run.
-
-    Raises:
-        ConfigError: The file is missing or not TOML, a key is unknown, missing, or of the wrong type.
-    """
-    try:
-        table = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    try:
-        return parse(table)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def parse(table: dict[str, Any]) -> Run:
-    """Fit a TOML table to its record.
-
-    Raises:
-        ConfigError: A key is unknown, missing, or of the wrong type.
-    """
-    tasks = {run.__struct_config__.tag: run for run in get_args(Run)}
-    task = table.get("task")
-    if task not in tasks:
-        raise ConfigError(f"task must be one of {', '.join(map(str, tasks))}, not {task!r}")
-    _refuse_unknown_keys(table, tasks[task], "")
-    try:
-        run: Run = msgspec.convert(table, Run)
-    except msgspec.ValidationError as error:
-        raise ConfigError(str(error)) from None
-    return run
-
-
-def _refuse_unknown_keys(table: dict[str, Any], record: type[msgspec.Struct], path: str) -> None:
-    known = {field.name: field.type for field in msgspec.structs.fields(record)}
-    for key, value in table.items():
-        if key not in known and not (key == "task" and not path):
-            raise ConfigError(f"unknown key {path}{key}; known keys are {', '.join(known)}")
-        inner = known.get(key)
-        if (
-            isinstance(value, dict)
-            and isinstance(inner, type)
-            and issubclass(inner, msgspec.Struct)
-        ):
-            _refuse_unknown_keys(value, inner, f"{path}{key}.")
+    streaming_sibling: str = ""

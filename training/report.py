@@ -15,14 +15,23 @@ class Report:
         directory: Where TensorBoard's file goes.
         steps: Steps of the whole run, and steps taken already.
         log_every: Steps between scalars; validations are always written.
-        floor: What to hold a perplexity against.
+        criterion: Scalar that says how good the model is.
+        floor: What to hold it against.
         silent: Whether to report nothing.
     """
 
     def __init__(
-        self, directory: Path, steps: tuple[int, int], log_every: int, floor: str, silent: bool
+        self,
+        directory: Path,
+        *,
+        steps: tuple[int, int],
+        log_every: int,
+        criterion: str,
+        floor: str,
+        silent: bool,
     ) -> None:
         self._log_every = log_every
+        self._criterion = criterion
         self._floor = floor
         self._silent = silent
         self._scalars = TensorBoardLogger(directory, name="", version="")
@@ -38,10 +47,10 @@ class Report:
         self._bar.set_postfix(
             {name: f"{value:.4g}" for name, value in scalars.items()}, refresh=False
         )
-        perplexity = scalars.get("valid/perplexity")
-        if perplexity is not None:
-            self._line(step, f"valid perplexity {perplexity:.2f}, floor {self._floor}")
-        if perplexity is not None or not step % self._log_every:
+        value = scalars.get(self._criterion)
+        if value is not None:
+            self._line(step, f"{self._criterion} {value:.5g}, floor {self._floor}")
+        if value is not None or not step % self._log_every:
             self._scalars.log_metrics(scalars, step)
         if saved:
             self._line(step, "checkpoint written")

@@ -1,27 +1,26 @@
-"""Truncated backpropagation through time over one long text, resumable to the bit.
+"""One loop for every task: forward, backward, clip, step; checkpoint, resume to the bit, several processes.
 
-The text is cut into columns; a step reads the next window of every column, with the state that the last window
-left behind, and sends the gradient back through this window only. The place in the text is a function of the step
-number, so a checkpoint needs only the step, the weights, the optimizer, the state and the random generator.
+What a task brings is a `Learner`: a model, batches as a function of the step number, and its measure of quality. So a
+checkpoint needs only the step, the weights, the optimizer, the state carried between batches and the random generator.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from service.contract import Dataset
 from training import checkpoint
-from training.config import NextWordRun
-from training.data.columns import columns, share, window, window_count
-from training.models.recurrent import RecurrentLanguageModel, State
+from training.config import TrainedRun, TrainingConfig
+from training.models.encoder import State
 from training.report import Report
 from training.schedule import lr_at
 
@@ -30,22 +29,46 @@ class ResumeError(RuntimeError):
     """A checkpoint that this run cannot go on from."""
 
 
-class Text(msgspec.Struct, frozen=True, kw_only=True):
-    """A corpus as the trainer takes it.
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Which part of every batch a process takes: the `rank`-th of `count`."""
+
+    rank: int = 0
+    count: int = 1
+
+
+class Learner(Protocol):
+    """What a task brings to training.
 
     Attributes:
-        train: Token ids (N,) int64 to learn from.
-        valid: Token ids (N,) int64 to measure on.
-        vocab_size: V.
-        dataset: Where they come from.
-        floor: What to hold the perplexity on `valid` against, for people.
+        model: Called with the tensors of a batch and the state before it; gives the loss, a mean over the rows of the
+            batch so that processes can be averaged, and the state after.
+        shape: What the weights fit: a checkpoint with another is not gone on from.
+        datasets: What is learnt from.
+        files: Further files of the run, by name, such as a tokenizer.
+        steps_per_epoch: Batches of one pass over the data.
+        criterion: Name of the scalar of `validate` that says which weights are the best.
+        maximise: Whether a larger one is better.
+        floor: What to hold it against, for people.
     """
 
-    train: Tensor
-    valid: Tensor
-    vocab_size: int
-    dataset: Dataset
-    floor: str = ""
+    model: nn.Module
+    shape: Mapping[str, Any]
+    datasets: tuple[Dataset, ...]
+    files: Mapping[str, bytes]
+    steps_per_epoch: int
+    criterion: str
+    maximise: bool
+    floor: str
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """This process's share of the batch of a step, counted from 0; the same for the same step."""
+
+    def fresh_state(self, step: int) -> State | None:
+        """The state before a step that does not go on from the one before; None for one that does."""
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Measure a model in evaluation mode on the validation data, or on this process's share of it."""
 
 
 @dataclasses.dataclass
@@ -54,51 +77,53 @@ class Progress:
 
     Attributes:
         step: Steps taken.
-        state: State of this process's columns after the last step.
-        best_loss: Smallest validation loss so far, nats per token.
+        state: State of this process's rows after the last step.
+        best: Best value of the criterion so far.
         misses: Validations since then.
     """
 
     step: int
     state: State
-    best_loss: float = math.inf
+    best: float
     misses: int = 0
 
 
-def fabric_for(run: NextWordRun, processes: int = 1) -> Fabric:
+def fabric_for(training: TrainingConfig, processes: int = 1) -> Fabric:
     """Device, precision and processes of a run; under torchrun the processes are already there."""
-    if run.training.threads:
-        torch.set_num_threads(run.training.threads)
+    if training.threads:
+        torch.set_num_threads(training.threads)
     strategy = "ddp" if processes > 1 else "auto"
     return Fabric(
-        accelerator="auto", devices=processes, strategy=strategy, precision=run.training.precision
+        accelerator="auto", devices=processes, strategy=strategy, precision=training.precision
     )
 
 
-class Trainer:
-    """One run: a model, an optimizer, a text, and the directory that the run lives in."""
+def share_of(fabric: Fabric) -> Share:
+    """The share of this process."""
+    return Share(fabric.global_rank, fabric.world_size)
 
-    def __init__(self, run: NextWordRun, text: Text, directory: Path, fabric: Fabric) -> None:
-        self.run = run
+
+class Trainer:
+    """One run: a learner, an optimizer, and the directory that the run lives in."""
+
+    def __init__(self, run: TrainedRun, learner: Learner, directory: Path, fabric: Fabric) -> None:
         self.training = run.training
+        self.learner = learner
         self.fabric = fabric
         self.directory = directory
         self.origin = {
-            "model_config": msgspec.to_builtins(run.model),
-            "dataset": msgspec.to_builtins(text.dataset),
+            "shape": msgspec.to_builtins(learner.shape),
+            "datasets": msgspec.to_builtins(learner.datasets),
             "seed": run.seed,
             "git_commit": checkpoint.git_commit(),
             "versions": checkpoint.library_versions(),
         }
-        torch.manual_seed(run.seed)
-        self.bare_model = RecurrentLanguageModel(run.model, text.vocab_size)
-        self.model, self.optimizer = fabric.setup(self.bare_model, _optimizer(run, self.bare_model))
-        self.floor = text.floor
-        self.train_text = self._columns(text.train)
-        self.valid_text = self._columns(text.valid)
-        self.windows = window_count(self.train_text, self.training.bptt)
-        self.total_steps = self.windows * self.training.epochs
-        self.progress = Progress(step=0, state=self._fresh_state())
+        self.bare_model = learner.model
+        optimizer = _optimizer(run.training, self.bare_model)
+        self.model, self.optimizer = fabric.setup(self.bare_model, optimizer)
+        self.total_steps = learner.steps_per_epoch * self.training.epochs
+        worst = -math.inf if learner.maximise else math.inf
+        self.progress = Progress(step=0, state=(), best=worst)
         # The processes share the weights but must not drop the same features.
         torch.manual_seed(run.seed + fabric.global_rank)
 
@@ -106,7 +131,7 @@ class Trainer:
         """Train to the end or until validation stops improving; go on from a checkpoint if there is one.
 
         Returns:
-            Smallest validation loss, nats per token.
+            Best value of the criterion.
 
         Raises:
             ResumeError: The checkpoint in the directory belongs to another run.
@@ -118,7 +143,8 @@ class Trainer:
             self.directory,
             steps=(self.total_steps, self.progress.step),
             log_every=self.training.log_every,
-            floor=self.floor,
+            criterion=self.learner.criterion,
+            floor=self.learner.floor,
             silent=not self.fabric.is_global_zero,
         )
         while not self.finished:
@@ -130,7 +156,7 @@ class Trainer:
                 self.save()
             report.step(self.progress.step, scalars, saved=saved)
         report.close()
-        return self.progress.best_loss
+        return self.progress.best
 
     @property
     def finished(self) -> bool:
@@ -139,7 +165,7 @@ class Trainer:
         return progress.step >= self.total_steps or progress.misses >= self.training.patience
 
     def step(self) -> dict[str, float]:
-        """Learn from the next window of the text.
+        """Learn from the next batch.
 
         Returns:
             Scalars of this step.
@@ -148,10 +174,11 @@ class Trainer:
         lr = lr_at(progress.step, self.total_steps, training)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        place = progress.step % self.windows
-        state = progress.state if place else self._fresh_state()
+        batch = self.fabric.to_device(self.learner.batch(progress.step))
+        state = self.learner.fresh_state(progress.step)
+        state = progress.state if state is None else self.fabric.to_device(state)
         self.optimizer.zero_grad()
-        loss, state = self.model(*window(self.train_text, place, training.bptt), state)
+        loss, state = self.model(*batch, state)
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(
             self.model, self.optimizer, max_norm=training.clip_norm, error_if_nonfinite=True
@@ -161,24 +188,28 @@ class Trainer:
         progress.state = tuple(part.detach() for part in state)
         progress.step += 1
         return {
-            "train/loss": self._mean(loss),
+            "train/loss": self._mean(float(loss.detach())),
             "train/gradient_norm": float(norm),
             "train/lr": lr,
         }
 
     def validate(self) -> dict[str, float]:
-        """Measure the validation text, state carried along each column, and keep the weights if they are the best."""
-        progress = self.progress
-        loss = self._validation_loss()
+        """Measure, and keep the weights if they are the best."""
+        self.model.eval()
+        with torch.no_grad():
+            scalars = self.learner.validate(self.model)
+        self.model.train()
+        scalars = {name: self._mean(value) for name, value in scalars.items()}
+        progress, value = self.progress, scalars[self.learner.criterion]
         progress.misses += 1
-        if loss < progress.best_loss:
-            progress.best_loss, progress.misses = loss, 0
+        if value > progress.best if self.learner.maximise else value < progress.best:
+            progress.best, progress.misses = value, 0
             if self.fabric.is_global_zero:
                 checkpoint.save(self._snapshot(), self.directory / checkpoint.BEST)
-        return {"valid/loss": loss, "valid/perplexity": math.exp(loss)}
+        return scalars
 
     def save(self) -> None:
-        """Write the checkpoint: the state of every process's columns, and every process's random generator."""
+        """Write the checkpoint: the state of every process's rows, and every process's random generator."""
         state = tuple(self._gathered(part) for part in self.progress.state)
         random_states = self._gathered(_random_state(self.fabric.device).unsqueeze(0))
         if self.fabric.is_global_zero:
@@ -186,7 +217,6 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict(),
                 "state": state,
                 "random_states": random_states,
-                "best_loss": self.progress.best_loss,
                 "misses": self.progress.misses,
             }
             checkpoint.save(values, self.directory / checkpoint.LAST)
@@ -196,58 +226,39 @@ class Trainer:
         """Go on from the checkpoint as if nothing had happened.
 
         Raises:
-            ResumeError: It belongs to another model, corpus or number of processes.
+            ResumeError: It belongs to another model, other data or another number of processes.
         """
         values = checkpoint.load(self.directory / checkpoint.LAST)
-        for key in ("model_config", "dataset", "seed"):
-            if values[key] != self.origin[key]:
+        for key in ("shape", "datasets", "seed"):
+            if values.get(key) != self.origin[key]:
                 raise ResumeError(
-                    f"{self.directory}: {key} was {values[key]}, is {self.origin[key]}; "
+                    f"{self.directory}: {key} was {values.get(key)}, is {self.origin[key]}; "
                     "use another directory"
                 )
-        if len(values["random_states"]) != self.fabric.world_size:
+        rank, world_size = self.fabric.global_rank, self.fabric.world_size
+        if len(values["random_states"]) != world_size:
             raise ResumeError(
                 f"{self.directory}: the run had {len(values['random_states'])} processes"
             )
         self.bare_model.load_state_dict(values["weights"])
         self.optimizer.load_state_dict(values["optimizer"])
-        rank, world_size = self.fabric.global_rank, self.fabric.world_size
         self.progress = Progress(
             step=values["step"],
             state=tuple(
-                self.fabric.to_device(share(part, rank, world_size)) for part in values["state"]
+                self.fabric.to_device(part.chunk(world_size)[rank]) for part in values["state"]
             ),
-            best_loss=values["best_loss"],
+            best=values["best"],
             misses=values["misses"],
         )
         _set_random_state(self.fabric.device, values["random_states"][rank])
-
-    def _validation_loss(self) -> float:
-        self.model.eval()
-        state, total, count = self._fresh_state(), 0.0, 0
-        with torch.no_grad():
-            for i in range(window_count(self.valid_text, self.training.bptt)):
-                tokens, targets = window(self.valid_text, i, self.training.bptt)
-                loss, state = self.model(tokens, targets, state)
-                total, count = total + float(loss) * targets.numel(), count + targets.numel()
-        self.model.train()
-        return self._mean(torch.tensor(total / count, dtype=torch.float64))
 
     def _snapshot(self) -> dict[str, Any]:
         return {
             "weights": self.bare_model.state_dict(),
             "step": self.progress.step,
-            "valid_loss": self.progress.best_loss,
+            "best": self.progress.best,
             **self.origin,
         }
-
-    def _columns(self, ids: Tensor) -> Tensor:
-        text = columns(ids, self.training.batch_size)
-        part = share(text, self.fabric.global_rank, self.fabric.world_size)
-        return self.fabric.to_device(part)
-
-    def _fresh_state(self) -> State:
-        return self.bare_model.initial_state(self.training.batch_size // self.fabric.world_size)
 
     def _gathered(self, part: Tensor) -> Tensor:
         """The rows of every process, in the order of the processes."""
@@ -255,9 +266,9 @@ class Trainer:
         assert isinstance(gathered, Tensor)
         return gathered.reshape(-1, *part.shape[1:])
 
-    def _mean(self, value: Tensor) -> float:
+    def _mean(self, value: float) -> float:
         """Mean over the processes."""
-        mean = self.fabric.all_reduce(value.detach(), reduce_op="mean")
+        mean = self.fabric.all_reduce(torch.tensor(value, dtype=torch.float64), reduce_op="mean")
         assert isinstance(mean, Tensor)
         return mean.item()
 
@@ -277,8 +288,7 @@ def _set_random_state(device: torch.device, state: Tensor) -> None:
         torch.set_rng_state(state)
 
 
-def _optimizer(run: NextWordRun, model: torch.nn.Module) -> torch.optim.Optimizer:
-    training = run.training
+def _optimizer(training: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
     if training.optimizer == "sgd":
         return torch.optim.SGD(
             model.parameters(), lr=training.lr, weight_decay=training.weight_decay

@@ -108,8 +108,27 @@ class Context:
         """
         served = self.repository.get(model, version)
         if not served.config.streaming:
-            raise NotStreaming(f"model {model} answers whole inputs only; it keeps no session")
+            sibling = served.config.streaming_sibling
+            hint = f"; {sibling} of the same task can be stepped" if sibling else ""
+            raise NotStreaming(
+                f"model {model} answers whole inputs only; it keeps no session{hint}",
+                **({"streaming_sibling": sibling} if sibling else {}),
+            )
         return served
+
+    def check_whole(self, served: Served, length: int) -> None:
+        """Check that a model can take a whole input.
+
+        Raises:
+            TooLarge: It cannot be stepped, and the input is longer than one run of it.
+        """
+        limit = served.config.batching.max_chunk_length
+        if not served.config.streaming and length > limit:
+            raise TooLarge(
+                f"{length} time steps; model {served.config.name} takes at most {limit} at once",
+                limit=limit,
+                path="$.inputs",
+            )
 
 
 def _characters(inputs: object) -> int:

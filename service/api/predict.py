@@ -42,6 +42,7 @@ async def _predict(context: Context, served: Served, body: PredictRequest) -> li
     task, deadline = served.task, context.deadline(body.timeout_s)
     chunks = [task.whole(value, f"$.inputs[{i}]") for i, value in enumerate(body.inputs)]
     context.check_length(sum(chunk.length for chunk in chunks))
+    context.check_whole(served, max(chunk.length for chunk in chunks))
     outputs = await http.gathered(
         [
             context.sessions.run_once(served.engine, chunk, task.outputs, deadline)

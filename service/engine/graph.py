@@ -145,7 +145,8 @@ def check_golden(graph: Graph, golden: Golden) -> None:
             raise ContractError(
                 f"golden.json case {number}: split {case.split} does not add up to the inputs"
             )
-        for split in ((total,), case.split):
+        # A model that cannot be stepped gives no other answer to the parts of a text.
+        for split in ((total,), case.split) if graph.config.streaming else ((total,),):
             outputs, state = _fold(graph, case.inputs, split)
             for expected, actual in ((case.outputs, outputs), (case.state, state)):
                 for name, values in expected.items():

@@ -11,10 +11,11 @@ import msgspec
 import pytest
 import torch
 
-from training import config, vocabulary
-from training.config import DataConfig, NextWordRun
-from training.data import corpora
-from training.trainer import Text
+from training import runs
+from training.next_word import corpora
+from training.next_word.config import DataConfig, NextWordRun
+from training.next_word.learner import TextLearner
+from training.trainer import Share
 
 TINY = Path(__file__).parent / "tiny.toml"
 
@@ -47,17 +48,17 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 @pytest.fixture
 def tiny(texts: DataConfig) -> Callable[..., NextWordRun]:
-    """A run over the tiny text; arguments replace fields of its model or training."""
+    """A run over the tiny text; arguments replace fields of its model, encoder, training or export."""
 
     def make(**changes: Any) -> NextWordRun:
-        run = config.load(TINY)
+        run = runs.load(TINY)
         assert isinstance(run, NextWordRun)
         parts = {
             part: msgspec.structs.replace(
                 getattr(run, part),
                 **{k: v for k, v in changes.items() if hasattr(getattr(run, part), k)},
             )
-            for part in ("model", "training", "export")
+            for part in ("model", "encoder", "training", "export")
         }
         return msgspec.structs.replace(run, data=texts, **parts)
 
@@ -65,16 +66,13 @@ def tiny(texts: DataConfig) -> Callable[..., NextWordRun]:
 
 
 @pytest.fixture
-def tiny_text(texts: DataConfig) -> Text:
-    """The tiny text as token ids."""
-    corpus = corpora.load(texts)
-    tokenizer = vocabulary.build(corpus.train)
-    return Text(
-        train=vocabulary.encode(tokenizer, corpus.train),
-        valid=vocabulary.encode(tokenizer, corpus.valid),
-        vocab_size=tokenizer.get_vocab_size(),
-        dataset=corpus.dataset,
-    )
+def learner(texts: DataConfig) -> Callable[..., TextLearner]:
+    """The tiny text and a model to learn it."""
+
+    def make(run: NextWordRun) -> TextLearner:
+        return TextLearner(run, corpora.load(texts), Share())
+
+    return make
 
 
 @pytest.fixture

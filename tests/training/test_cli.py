@@ -21,7 +21,7 @@ def test_fit_export_evaluate(
     config = decode_config((directory / "config.json").read_bytes())
     (metric,) = config.provenance.metrics
     assert metric.name == "perplexity"
-    assert config.provenance.config["model"]["hidden_size"] == 24
+    assert config.provenance.config["encoder"]["hidden_size"] == 24
     assert config.provenance.command.startswith("seqtrain fit")
     assert config.files.keys() == {"model.onnx", "golden.json", "tokenizer.json"}
     capsys.readouterr()

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from tests.training.conftest import TINY
-from training.config import ConfigError, NextWordRun, load, parse
+from training.config import ConfigError
+from training.next_word.config import NextWordRun
+from training.runs import load, parse
 
 CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.toml"))
 
@@ -24,12 +26,12 @@ def test_shipped_configs_are_read(path: Path) -> None:
 def test_an_unknown_key_is_named_with_the_known_ones() -> None:
     wrong = table()
     wrong["training"]["learning_rate"] = 1e-3
-    with pytest.raises(ConfigError, match=r"training\.learning_rate.*epochs, batch_size, bptt, lr"):
+    with pytest.raises(ConfigError, match=r"training\.learning_rate.*epochs, batch_size, lr, bptt"):
         parse(wrong)
 
 
 def test_an_unknown_key_at_the_top_is_named() -> None:
-    with pytest.raises(ConfigError, match="unknown key sede; known keys are name, version"):
+    with pytest.raises(ConfigError, match=r"unknown key sede; known keys are .*name, version"):
         parse(table() | {"sede": 1})
 
 
@@ -37,7 +39,8 @@ def test_an_unknown_key_at_the_top_is_named() -> None:
     ("section", "key", "value", "message"),
     [
         ("training", "epochs", "three", r"Expected `int`, got `str` - at `\$\.training\.epochs`"),
-        ("model", "cell", "lstn", r"Invalid enum value 'lstn' - at `\$\.model\.cell`"),
+        ("encoder", "cell", "lstn", r"Invalid enum value 'lstn' - at `\$\.encoder\.cell`"),
+        ("encoder", "width", 8, r"unknown key encoder\.width; known keys are cell, hidden_size"),
         ("model", "cutoffs", [25, 10], "cutoffs must rise"),
         ("model", "cutoff_dims", [6], "one width each"),
     ],
@@ -53,13 +56,13 @@ def test_a_wrong_value_is_named_with_its_path(
 
 def test_a_missing_key_is_named() -> None:
     wrong = table()
-    del wrong["model"]["hidden_size"]
+    del wrong["encoder"]["hidden_size"]
     with pytest.raises(ConfigError, match="missing required field `hidden_size`"):
         parse(wrong)
 
 
 def test_an_unknown_task_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="next_word, weekend_planner, not 'weather'"):
+    with pytest.raises(ConfigError, match=r"next_word, .*weekend_planner.*, not 'weather'"):
         parse(table() | {"task": "weather"})
 
 

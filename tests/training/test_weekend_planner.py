@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.contract import decode_config, decode_golden
-from training import weekend_planner
-from training.config import WeekendPlannerRun
 from training.export import package
 from training.export.runtime import LoadedGraph
-from training.weekend_planner import ACTIVITIES, bundle, plan, vectors
+from training.weekend_planner import bundle as weekend_planner
+from training.weekend_planner.bundle import ACTIVITIES, bundle, plan, vectors
+from training.weekend_planner.config import WeekendPlannerRun
 
 RUN = WeekendPlannerRun(name="weekend-planner", version=1, description="A test")
 weather = st.lists(st.sampled_from(["sunny", "rainy"]), min_size=1, max_size=40)

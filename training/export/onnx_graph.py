@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 Array = npt.NDArray[Any]
 Storage = Literal["float32", "float16"]
@@ -96,3 +97,9 @@ class GraphBuilder:
         )
         onnx.checker.check_model(model, full_check=True)
         return model
+
+
+def array(parameter: object) -> Array:
+    """Values of a torch parameter as float32."""
+    assert isinstance(parameter, nn.Parameter)
+    return parameter.detach().cpu().numpy().astype(np.float32)

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from service.contract import decode_config, decode_golden
-from training.config import WeekendPlannerRun
 from training.export import package
 from training.export.bundle import Bundle
 from training.export.golden import rounded
 from training.export.parity import ParityError
 from training.export.runtime import Arrays
-from training.weekend_planner import bundle, step
+from training.weekend_planner.bundle import bundle, step
+from training.weekend_planner.config import WeekendPlannerRun
 
 RUN = WeekendPlannerRun(name="planner", version=2, description="A test")
 

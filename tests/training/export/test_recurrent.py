@@ -10,35 +10,32 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.config import Cell, ModelConfig
+from training.config import Cell, RecurrentConfig
 from training.export.onnx_graph import OPSET
-from training.export.recurrent import step_graph
-from training.models.recurrent import RecurrentLanguageModel
+from training.next_word.config import ModelConfig
+from training.next_word.graph import step_graph
+from training.next_word.model import LanguageModel
 
 VOCABULARY = 30
 cells = st.sampled_from(["rnn_tanh", "rnn_relu", "lstm", "gru"])
 clusters = st.sampled_from([((), ()), ((12,), (5,)), ((5, 20), (3, 2))])
 
 
-def make(cell: Cell, layers: int, shape: Any, **options: Any) -> RecurrentLanguageModel:
+def make(
+    cell: Cell, layers: int, shape: Any, *, tied: bool = True, **options: Any
+) -> LanguageModel:
     cutoffs, widths = shape
     torch.manual_seed(layers)
-    config = ModelConfig(
-        cell=cell,
-        embedding_dim=6,
-        num_layers=layers,
-        cutoffs=cutoffs,
-        cutoff_dims=widths,
-        **{"hidden_size": 8, **options},
-    )
-    model = RecurrentLanguageModel(config, VOCABULARY).eval()
+    config = ModelConfig(embedding_dim=6, cutoffs=cutoffs, cutoff_dims=widths, tied=tied)
+    encoder = RecurrentConfig(cell=cell, num_layers=layers, **{"hidden_size": 8, **options})
+    model = LanguageModel(config, encoder, VOCABULARY).eval()
     for name, parameter in model.named_parameters():
         if "bias" in name or "norm" in name:
             torch.nn.init.normal_(parameter)
     return model
 
 
-def session(model: RecurrentLanguageModel) -> onnxruntime.InferenceSession:
+def session(model: LanguageModel) -> onnxruntime.InferenceSession:
     content = step_graph(model, 5, "float32").SerializeToString()
     return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
@@ -77,13 +74,13 @@ def test_a_ragged_batch_and_its_next_chunk_equal_torch_row_by_row(
     chunks.append(
         np.stack([np.roll(row, -n)[: second.max()] for row, n in zip(text, first, strict=True)])
     )
-    state = [part.numpy() for part in model.initial_state(len(lengths))]
+    state = [part.numpy() for part in model.encoder.initial_state(len(lengths))]
     one, state = run(graph, chunks[0], first, state)
     two, state = run(graph, chunks[1], second, state)
     for i, (n, m) in enumerate(zip(first, second, strict=True)):
         row = torch.from_numpy(text[i : i + 1, : n + m])
         with torch.no_grad():
-            scores, last = model.scores(row, model.initial_state(1))
+            scores, last = model.scores(row, model.encoder.initial_state(1))
         found = np.concatenate([one["logits"][i, :n], two["logits"][i, :m]])
         np.testing.assert_allclose(found, scores[0].numpy(), atol=1e-5)
         for part, expected in zip(state, last, strict=True):

@@ -6,19 +6,23 @@ import pytest
 import torch
 from torch import nn
 
-from training.config import Cell, ModelConfig
-from training.models.recurrent import RecurrentLanguageModel, SequenceDropout
+from training.config import Cell, RecurrentConfig
+from training.models.encoder import SequenceDropout
+from training.models.recurrent import RecurrentEncoder
+from training.next_word.config import ModelConfig
+from training.next_word.model import LanguageModel
 
 CELLS = get_args(Cell)
 VOCABULARY = 20
 
 
-def model(cell: Cell, **changes: Any) -> RecurrentLanguageModel:
+def model(
+    cell: Cell, *, tied: bool = True, embedding_dim: int = 6, **changes: Any
+) -> LanguageModel:
     torch.manual_seed(0)
-    config = {"embedding_dim": 6, "hidden_size": 8, "num_layers": 2, "cutoffs": (9,)}
-    return RecurrentLanguageModel(
-        ModelConfig(cell=cell, **{"cutoff_dims": (3,), **config, **changes}), VOCABULARY
-    )
+    encoder = RecurrentConfig(cell=cell, **{"hidden_size": 8, "num_layers": 2, **changes})
+    config = ModelConfig(embedding_dim=embedding_dim, cutoffs=(9,), cutoff_dims=(3,), tied=tied)
+    return LanguageModel(config, encoder, VOCABULARY)
 
 
 def tokens(batch_size: int, time: int) -> torch.Tensor:
@@ -29,10 +33,10 @@ def tokens(batch_size: int, time: int) -> torch.Tensor:
 @pytest.mark.parametrize("cell", CELLS)
 def test_state_is_batch_first_and_chunks_give_the_same_as_the_whole(cell: Cell) -> None:
     network, text = model(cell).eval(), tokens(3, 9)
-    scores, state = network.scores(text, network.initial_state(3))
+    scores, state = network.scores(text, network.encoder.initial_state(3))
     assert scores.shape == (3, 9, VOCABULARY)
-    assert [part.shape for part in state] == [(3, 2, 8)] * len(network.state_names)
-    parts, after = [], network.initial_state(3)
+    assert [part.shape for part in state] == [(3, 2, 8)] * len(network.encoder.states)
+    parts, after = [], network.encoder.initial_state(3)
     for chunk in text.split([2, 1, 6], dim=1):
         part, after = network.scores(chunk, after)
         parts.append(part)
@@ -43,26 +47,26 @@ def test_state_is_batch_first_and_chunks_give_the_same_as_the_whole(cell: Cell) 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_row_does_not_depend_on_its_batch_mates(cell: Cell) -> None:
     network, text = model(cell).eval(), tokens(4, 5)
-    together, _ = network.scores(text, network.initial_state(4))
-    alone, _ = network.scores(text[2:3], network.initial_state(1))
+    together, _ = network.scores(text, network.encoder.initial_state(4))
+    alone, _ = network.scores(text[2:3], network.encoder.initial_state(1))
     torch.testing.assert_close(together[2:3], alone)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_recurrent_weights_start_orthogonal_for_each_gate(cell: Cell) -> None:
-    for layer in model(cell).layers:
+    for layer in model(cell).encoder.layers:
         for gate in layer.weight_hh_l0.split(8):
             torch.testing.assert_close(gate @ gate.T, torch.eye(8))
 
 
 def test_without_the_switch_they_do_not() -> None:
-    gate = model("lstm", orthogonal=False).layers[0].weight_hh_l0[:8]
+    gate = model("lstm", orthogonal=False).encoder.layers[0].weight_hh_l0[:8]
     assert not torch.allclose(gate @ gate.T, torch.eye(8), atol=0.1)
 
 
 @pytest.mark.parametrize("bias", [0.0, 1.0])
 def test_the_forget_gate_starts_at_its_bias(bias: float) -> None:
-    for layer in model("lstm", forget_bias=bias).layers:
+    for layer in model("lstm", forget_bias=bias).encoder.layers:
         total = layer.bias_ih_l0 + layer.bias_hh_l0
         expected = torch.zeros(4, 8)
         expected[1] = bias
@@ -72,7 +76,7 @@ def test_the_forget_gate_starts_at_its_bias(bias: float) -> None:
 def test_a_forget_bias_keeps_the_memory_longer() -> None:
     def kept(bias: float) -> float:
         network = model("lstm", forget_bias=bias).eval()
-        start = tuple(torch.ones_like(part) for part in network.initial_state(1))
+        start = tuple(torch.ones_like(part) for part in network.encoder.initial_state(1))
         _, (_, c) = network.scores(tokens(1, 5), start)
         return float(c.detach().abs().mean())
 
@@ -82,7 +86,7 @@ def test_a_forget_bias_keeps_the_memory_longer() -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_layer_norm_normalises_what_each_layer_gives(cell: Cell) -> None:
     network = model(cell, layer_norm=True, tied=False, embedding_dim=8)
-    z, _ = network.features(tokens(2, 4), network.initial_state(2))
+    z, _ = network.features(tokens(2, 4), network.encoder.initial_state(2))
     torch.testing.assert_close(z.mean(dim=-1), torch.zeros(2, 4), atol=1e-5, rtol=0)
 
 
@@ -127,3 +131,41 @@ def test_backpropagation_through_three_steps_equals_the_sums_done_by_hand() -> N
     torch.testing.assert_close(w_oh.grad, by_hand["oh"])
     torch.testing.assert_close(w_hh.grad, by_hand["hh"])
     torch.testing.assert_close(w_xh.grad, by_hand["xh"])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_padding_changes_nothing(cell: Cell, bidirectional: bool) -> None:
+    torch.manual_seed(0)
+    encoder = RecurrentEncoder(
+        RecurrentConfig(cell=cell, hidden_size=5, num_layers=2, bidirectional=bidirectional), 4
+    ).eval()
+    x, lengths = torch.randn(3, 6, 4), torch.tensor([6, 2, 4])
+    together, state = encoder(x, encoder.initial_state(3), lengths)
+    for i, length in enumerate(lengths):
+        alone, last = encoder(x[i : i + 1, :length], encoder.initial_state(1))
+        torch.testing.assert_close(together[i : i + 1, :length], alone)
+        for part, expected in zip(state, last, strict=True):
+            torch.testing.assert_close(part[i : i + 1], expected)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_bidirectional_encoder_reads_the_mirrored_text_from_the_other_end(cell: Cell) -> None:
+    torch.manual_seed(0)
+    config = RecurrentConfig(cell=cell, hidden_size=5, bidirectional=True)
+    encoder = RecurrentEncoder(config, 4).eval()
+    assert encoder.states == ()
+    assert encoder.width_out == 10
+    mirrored = RecurrentEncoder(config, 4).eval()
+    weights = encoder.state_dict()
+    names = [name for name in weights if not name.endswith("_reverse")]
+    mirrored.load_state_dict(
+        {name: weights[f"{name}_reverse"] for name in names}
+        | {f"{name}_reverse": weights[name] for name in names}
+    )
+    x = torch.randn(2, 7, 4)
+    features, _ = encoder(x, ())
+    other, _ = mirrored(x.flip(1), ())
+    forward, backward = features.chunk(2, dim=-1)
+    expected = torch.cat([backward, forward], dim=-1)
+    torch.testing.assert_close(other.flip(1), expected)

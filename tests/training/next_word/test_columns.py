@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.columns import columns, share, window, window_count
+from training.next_word.columns import columns, share, window, window_count
 
 sizes = st.tuples(st.integers(1, 5), st.integers(2, 60), st.integers(0, 4), st.integers(1, 20))
 

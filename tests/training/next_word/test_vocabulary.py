@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from service import text
-from training import vocabulary
+from training.next_word import vocabulary
 
 words = st.lists(st.sampled_from(["a", "b", "c", ",", "@-@", "<eos>"]), max_size=40)
 

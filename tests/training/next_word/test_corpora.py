@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from training.config import DataConfig
-from training.data.corpora import load, tokens
 from training.data.download import DataError
+from training.next_word.config import DataConfig
+from training.next_word.corpora import load, tokens
 
 
 def test_every_line_ends_in_eos_also_an_empty_one() -> None:

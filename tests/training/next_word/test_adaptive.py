@@ -8,17 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from training.config import ModelConfig
-from training.models.adaptive import AdaptiveSoftmax, Factors
+from training.next_word.adaptive import AdaptiveSoftmax, Factors
+from training.next_word.config import ModelConfig
 
 VOCABULARY = 30
 clusters = st.sampled_from([((), ()), ((12,), (5,)), ((5, 20), (3, 2)), ((1, 2, 29), (4, 2, 1))])
 
 
 def config(cutoffs: tuple[int, ...], widths: tuple[int, ...]) -> ModelConfig:
-    return ModelConfig(
-        cell="lstm", embedding_dim=8, hidden_size=8, cutoffs=cutoffs, cutoff_dims=widths
-    )
+    return ModelConfig(embedding_dim=8, cutoffs=cutoffs, cutoff_dims=widths)
 
 
 def softmax(cutoffs: tuple[int, ...], widths: tuple[int, ...]) -> AdaptiveSoftmax:

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 
 from service.contract import Dataset
-from training.config import DataConfig
 from training.data.download import DataError, Source, fetch
+from training.next_word.config import DataConfig
 
 END_OF_LINE = "<eos>"
 

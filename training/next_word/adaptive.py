@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.config import ModelConfig
+from training.next_word.config import ModelConfig
 
 
 class Factors(nn.Module):

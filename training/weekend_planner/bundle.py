@@ -26,10 +26,10 @@ from service.contract import (
     StateTensor,
     Tensor,
 )
-from training.config import WeekendPlannerRun
 from training.export.bundle import Bundle, Case
 from training.export.onnx_graph import OPSET, GraphBuilder
 from training.export.runtime import Arrays, LoadedGraph
+from training.weekend_planner.config import WeekendPlannerRun
 
 ACTIVITIES = ("museum", "movies", "party")
 WEATHER: dict[str, tuple[float, ...]] = {"sunny": (1.0, 0.0), "rainy": (0.0, 1.0)}

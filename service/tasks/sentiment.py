@@ -1,0 +1,69 @@
+"""Sentiment: some words in, labels out, the likeliest first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from service import text
+from service.contract import ContractError, ModelConfig, Sentiment
+from service.errors import Invalid
+from service.sessions.session import Chunk
+from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, kind
+from service.tasks.vocabulary import read_vocabulary
+
+
+class SentimentTask:
+    """Labels of a text, in the shape of Hugging Face's classification: `[{"label", "score"}]`.
+
+    Args:
+        config: Of a model whose task is `Sentiment`.
+        spec: That task.
+        tokenizer: Content of its tokenizer file.
+
+    Raises:
+        ContractError: The tokenizer cannot be read, or does not fit the vocabulary.
+    """
+
+    outputs: tuple[str, ...] = ("scores",)
+
+    def __init__(self, config: ModelConfig, spec: Sentiment, tokenizer: bytes) -> None:
+        vocabulary = read_vocabulary(tokenizer, spec.tokenizer, spec.vocab_size)
+        if spec.unknown_token not in vocabulary:
+            raise ContractError(f"{spec.tokenizer} has no {spec.unknown_token!r}")
+        (self._input,) = config.inputs
+        self._ids = vocabulary
+        self._unknown = vocabulary[spec.unknown_token]
+        self._labels = spec.labels
+
+    def check(self, parameters: Parameters) -> None:
+        """See `Task.check`."""
+        check_top_k(parameters, len(self._labels))
+
+    def piece(self, value: Any, path: str) -> dict[str, npt.NDArray[Any]]:
+        """See `Task.piece`: some words."""
+        if not isinstance(value, str):
+            raise Invalid(f"a text is due here, got {kind(value)}", path=path)
+        ids = [text.known_form(word, self._ids) for word in text.plain_words(value)]
+        if not ids:
+            raise Invalid("the text has no words", path=path)
+        known = [self._unknown if i is None else i for i in ids]
+        return {self._input.name: np.array(known, self._input.dtype)}
+
+    def whole(self, value: Any, path: str) -> Chunk:
+        """See `Task.whole`: a text."""
+        return join_pieces([self.piece(value, path)], Parameters())
+
+    def answers(self, outputs: Outputs, parameters: Parameters) -> list[Any]:
+        """See `Task.answers`: all labels or the `top_k` best, as of the last word of each input."""
+        return [self._answer(scores, parameters.top_k) for scores in outputs["scores"].tolist()]
+
+    def whole_answer(self, outputs: Outputs, parameters: Parameters) -> Any:
+        """See `Task.whole_answer`: all labels or the `top_k` best of the text."""
+        return self.answers(outputs, parameters)[0]
+
+    def _answer(self, scores: list[float], top_k: int | None) -> list[dict[str, Any]]:
+        best = sorted(range(len(scores)), key=lambda i: -scores[i])[:top_k]
+        return [{"label": self._labels[i], "score": scores[i]} for i in best]

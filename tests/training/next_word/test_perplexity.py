@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from training import checkpoint
+from training.export.runtime import LoadedGraph
+from training.export.weights import as_stored
+from training.next_word import corpora
+from training.next_word.bundle import bundle
+from training.next_word.config import NextWordRun
+from training.next_word.learner import TextLearner
+from training.next_word.model import LanguageModel
+from training.next_word.perplexity import perplexity
+from training.trainer import Trainer, fabric_for
+
+
+@pytest.fixture
+def trained(
+    tiny: Callable[..., NextWordRun], learner: Callable[..., TextLearner], tmp_path: Path
+) -> NextWordRun:
+    run = tiny()
+    lesson = learner(run)
+    Trainer(run, lesson, tmp_path, fabric_for(run.training)).fit()
+    for name, content in lesson.files.items():
+        (tmp_path / name).write_bytes(content)
+    return run
+
+
+def test_the_exported_graph_has_the_perplexity_of_the_torch_model_over_the_whole_text(
+    trained: NextWordRun, tmp_path: Path
+) -> None:
+    corpus = corpora.load(trained.data)
+    made = bundle(trained, "", tmp_path, corpus)
+    weights = checkpoint.load(tmp_path / checkpoint.BEST)["weights"]
+    ids = {word: i for i, (word, _) in enumerate(Counter(corpus.train).most_common())}
+    valid = torch.tensor([ids[word] for word in corpus.valid])
+    model = LanguageModel(trained.model, trained.encoder, len(ids)).eval()
+    model.load_state_dict(as_stored(weights, trained.export))
+    with torch.no_grad():
+        scores, _ = model.scores(valid[None, :-1], model.encoder.initial_state(1))
+    expected = math.exp(functional.nll_loss(scores[0], valid[1:]).item())
+    found = perplexity(LoadedGraph(made.model, made.config), valid.numpy())
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert found < len(ids) / 1.5
+
+
+def test_float16_storage_costs_no_quality(trained: NextWordRun, tmp_path: Path) -> None:
+    weights = checkpoint.load(tmp_path / checkpoint.BEST)["weights"]
+    for name, value in as_stored(weights, trained.export).items():
+        np.testing.assert_allclose(value.numpy(), weights[name].numpy(), rtol=1e-3, atol=1e-7)
+        assert torch.equal(value, value.half().float())

@@ -1,0 +1,1 @@
+"""Next word or character: language models over one long text."""

@@ -1,0 +1,1 @@
+"""The weekend planner: a recurrent network whose weights are known."""
