@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.text import join, separator, surface, words
+from service.text import join, known_form, plain_words, separator, surface, words
 
 JOINTS = frozenset({"@-@", "@,@", "@.@"})
 
@@ -100,3 +100,40 @@ def test_hostile_text_takes_no_longer_than_it_is(text: str) -> None:
     started = time.process_time()
     split(text)
     assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("I DON'T like it, it's bad!", "i do n't like it , it 's bad !"),
+        ("can’t stop", "ca n't stop"),
+        ("sooooo goood!!!!!", "sooo goood !!!"),
+        ("10000 points, 10/10", "10000 points , 10 / 10"),
+        ("nice :) <3 :D", "nice :) <3 :d"),
+        ("a:day <35 http://x.org", "a : day < 35 http : // x . org"),
+        ("[NAME] is well-made", "[name] is well - made"),
+        ("do n't `` x ''", "do n't `` x ''"),
+        ("Größe 日本 😩😩", "größe 日本 😩😩"),
+        (" \n\t", ""),
+    ],
+)
+def test_plain_words(written: str, read: str) -> None:
+    assert plain_words(written) == read.split()
+
+
+@given(st.text(max_size=60))
+def test_plain_words_split_again_are_the_same(written: str) -> None:
+    words = plain_words(written)
+    assert plain_words(" ".join(words)) == words
+
+
+def test_a_known_form_is_the_word_or_its_longest_known_beginning() -> None:
+    ids = {"disappoint": 1, "disappointing": 2, "dis": 3, "good": 4}
+    assert known_form("good", ids) == 4
+    assert known_form("disappointingly", ids) == 2
+    assert known_form("disappointed", ids) == 1
+    # Too short to tell, less than half of the word, or no word at all.
+    assert known_form("disk", ids) is None
+    assert known_form("goodnessgracious", ids) is None
+    assert known_form("good-", ids) is None
+    assert known_form("disappoint" * 1000, ids) is None
