@@ -1,0 +1,121 @@
+"""What a forecaster must beat: ridge regression on the window, the last observation, the last season. All computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+import numpy as np
+
+from training.forecast.config import ForecastRun
+from training.forecast.data import Array, Series, filled
+from training.forecast.skip import pairs, ridge
+
+_PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10_000.0)
+
+
+class Errors(msgspec.Struct, frozen=True):
+    """Mean squared and mean absolute error over all windows, steps and columns, of standardised values."""
+
+    mse: float
+    mae: float
+
+
+class Sums:
+    """Errors of standardised forecasts, added up; what is missing is not counted."""
+
+    def __init__(self) -> None:
+        self._squares = self._sizes = 0.0
+        self._count = 0
+
+    def add(self, forecast: Array, truth: Array) -> None:
+        """Add forecasts and what came, of one shape."""
+        error = (forecast - truth)[~np.isnan(truth)]
+        self._squares += float(np.square(error).sum())
+        self._sizes += float(np.abs(error).sum())
+        self._count += error.size
+
+    def errors(self) -> Errors:
+        """The means so far."""
+        return Errors(self._squares / self._count, self._sizes / self._count)
+
+
+# From windows (M, L) of the column with this number to forecasts (M, H).
+Method = Callable[[int, Array], Array]
+
+
+def floors(run: ForecastRun, series: Series, part: str = "test") -> dict[str, Errors]:
+    """Errors of every simple method on a part of the series, by the name of the method."""
+    horizon, period = run.model.horizon, series.period
+    seasonal = f"last season ({period} steps)"
+    methods: dict[str, Method] = {"ridge on the window": ridge_on_window(run, series)}
+    methods["last observation"] = lambda _, x: np.repeat(x[:, -1:], horizon, axis=1)
+    if period <= run.model.window:
+        place = np.arange(horizon) % period - period
+        methods[seasonal] = lambda _, x: x[:, place]
+    return {name: measured(method, run, series, part) for name, method in methods.items()}
+
+
+def measured(method: Method, run: ForecastRun, series: Series, part: str) -> Errors:
+    """Errors of a method on every window whose horizon lies in a part; windows reach back before it."""
+    sums = Sums()
+    for column, x, y in _windows(run, series, part):
+        sums.add(method(column, x), y)
+    return sums.errors()
+
+
+def ridge_on_window(run: ForecastRun, series: Series) -> Method:
+    """Ridge regression with a constant: shared by all columns or one for each, whichever is better on valid.
+
+    The penalty is chosen on valid too.
+    """
+    best: tuple[float, Method] | None = None
+    sums = [_sums(run, series, column) for column in range(len(series.columns))]
+    together = [(sum(g for g, _ in sums), sum(c for _, c in sums))] * len(sums)
+    for solved in (together, sums):
+        for penalty in _PENALTIES:
+            method = _linear([_solution(*each, penalty) for each in solved])
+            error = measured(method, run, series, "valid").mse
+            if best is None or error < best[0]:
+                best = (error, method)
+    assert best is not None
+    return best[1]
+
+
+def _solution(gram: Array, cross: Array, penalty: float) -> Array:
+    # The constant stands last and is not held back: next to any penalty, 1 is as good as 0 there.
+    centred = gram[:-1, :-1] - np.outer(gram[:-1, -1], gram[-1, :-1]) / gram[-1, -1]
+    weights = ridge(
+        centred, cross[:-1] - np.outer(gram[:-1, -1], cross[-1]) / gram[-1, -1], penalty
+    )
+    constant = (cross[-1] - gram[-1, :-1] @ weights) / gram[-1, -1]
+    return np.concatenate([weights, constant[None]])
+
+
+def _linear(weights: list[Array]) -> Method:
+    return lambda column, x: x @ weights[column][:-1] + weights[column][-1]
+
+
+def _sums(run: ForecastRun, series: Series, column: int) -> tuple[Array, Array]:
+    window, horizon = run.model.window, run.model.horizon
+    gram, cross = np.zeros((window + 1, window + 1)), np.zeros((window + 1, horizon))
+    train = filled(series.standardised()[slice(*series.parts["train"]), column : column + 1])[:, 0]
+    for x, y in pairs(train, window, horizon):
+        one = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+        gram += one.T @ one
+        cross += one.T @ y
+    return gram, cross
+
+
+def _windows(run: ForecastRun, series: Series, part: str) -> Iterator[tuple[int, Array, Array]]:
+    """Columns' windows (M, L), gaps filled, and what followed (M, H), gaps as they are."""
+    start, stop = series.parts[part]
+    window, horizon = run.model.window, run.model.horizon
+    values = series.standardised()
+    known = filled(values)
+    for column in range(values.shape[1]):
+        rows = slice(start - window, stop)
+        x_parts = pairs(known[rows, column], window, horizon)
+        y_parts = pairs(values[rows, column], window, horizon)
+        for (x, _), (_, y) in zip(x_parts, y_parts, strict=True):
+            yield column, x, y

@@ -1,0 +1,121 @@
+"""The linear part of a forecaster in closed form: ridge regression from the window to the horizon.
+
+    y - w_L = V^T (w - w_L),    w the last L observations, w_L the latest one
+
+so a shift of the level moves the forecast by as much. V is found in up to three stages, each a ridge regression on what
+the ones before left over:
+
+    season   one weight for each season of the window and of the horizon, the same for every phase of the season: far
+             fewer numbers than L x H (Lin et al. 2024, SparseTSF)
+    window   L x H numbers, shared by all columns
+    own      L x H numbers for each column
+
+Everything is computed from sums over windows, X^T X and X^T Y, so the length of the series hardly matters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+
+from training.forecast.config import SkipConfig
+
+Array = npt.NDArray[np.float64]
+
+_WINDOWS_AT_ONCE = 4096
+
+
+def solve(series: Array, window: int, horizon: int, config: SkipConfig) -> Array:
+    """Weights of the linear part.
+
+    Args:
+        series: Observations (N, n), none missing.
+        window: L.
+        horizon: H.
+        config: Stages and their penalties.
+
+    Returns:
+        Weights (n, H, L) on a window, oldest observation first.
+
+    Raises:
+        ValueError: The series is shorter than a window and a horizon.
+    """
+    count = len(series) - window - horizon + 1
+    if count < 1:
+        raise ValueError(f"{len(series)} rows are fewer than a window and a horizon")
+    sums = [_sums(column, window, horizon) for column in series.T]
+    gram, cross = sum(g for g, _ in sums), sum(c for _, c in sums)
+    assert not isinstance(gram, int) and not isinstance(cross, int)
+    windows = count * len(sums)
+    shared = np.zeros((window, horizon))
+    if config.period:
+        shared += _seasonal(gram, cross, config.period, config.ridge * windows)
+    shared += ridge(gram, cross - gram @ shared, config.ridge * windows)
+    weights = []
+    for own_gram, own_cross in sums:
+        own = shared
+        if config.own:
+            own = shared + ridge(own_gram, own_cross - own_gram @ shared, config.own * count)
+        # From a window less its latest observation to the window itself.
+        own = own.copy()
+        own[-1] += 1 - own.sum(axis=0)
+        weights.append(own.T)
+    return np.stack(weights)
+
+
+def ridge(gram: Array, cross: Array, penalty: float) -> Array:
+    """The V (L, H) that makes the sum of (y - V^T x)^2 plus `penalty` times that of V^2 the smallest.
+
+    Args:
+        gram: Sum of x x^T, (L, L).
+        cross: Sum of x y^T, (L, H).
+        penalty: Above 0 unless `gram` has an inverse.
+    """
+    return np.linalg.solve(gram + penalty * np.eye(len(gram)), cross)
+
+
+def pairs(column: Array, window: int, horizon: int) -> Iterator[tuple[Array, Array]]:
+    """Every window (M, L) of a series (N,) and what follows it (M, H), in parts of some thousands."""
+    rows = sliding_window_view(column, window + horizon)
+    for start in range(0, len(rows), _WINDOWS_AT_ONCE):
+        part = rows[start : start + _WINDOWS_AT_ONCE]
+        yield part[:, :window], part[:, window:]
+
+
+def _sums(column: Array, window: int, horizon: int) -> tuple[Array, Array]:
+    gram, cross = np.zeros((window, window)), np.zeros((window, horizon))
+    for x, y in pairs(column, window, horizon):
+        latest = x[:, -1:]
+        shifted = x - latest
+        gram += shifted.T @ shifted
+        cross += shifted.T @ (y - latest)
+    return gram, cross
+
+
+def _seasonal(gram: Array, cross: Array, period: int, penalty: float) -> Array:
+    """Weights (L, H) that depend on the season of an observation and of a step only, between equal phases.
+
+    An observation counts with its neighbours on both sides, which bear a weight of their own.
+    """
+    window, horizon = cross.shape
+    seasons, ahead = window // period, -(-horizon // period)
+    lags = window - seasons * period + np.arange(seasons) * period
+    offsets = (-1, 0, 1)
+    # One column for each weight: the observations that it multiplies, of one phase.
+    chosen = np.zeros((period, window, len(offsets) * seasons))
+    for phase in range(period):
+        for i, offset in enumerate(offsets):
+            places = np.clip(lags + phase + offset, 0, window - 1)
+            np.add.at(chosen[phase], (places, i * seasons + np.arange(seasons)), 1.0)
+    result = np.zeros((window, horizon))
+    for season in range(ahead):
+        steps = range(season * period, min(horizon, (season + 1) * period))
+        left = sum(chosen[h % period].T @ gram @ chosen[h % period] for h in steps)
+        right = sum(chosen[h % period].T @ cross[:, h] for h in steps)
+        weights = np.linalg.solve(left + penalty * np.eye(chosen.shape[2]), right)
+        for h in steps:
+            result[:, h] = chosen[h % period] @ weights
+    return result
