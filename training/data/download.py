@@ -8,6 +8,7 @@ import os
 import tempfile
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -26,11 +27,13 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
         url: Where it is.
         sha256: Digest of the content, or empty if only the git blob id is known.
         git_blob: Name that git gives the content: SHA-1 of the word blob, the length, a zero byte, and the content.
+        convert: Makes the content from what is fetched, where that is in another format; the digest is of the result.
     """
 
     url: str
     sha256: str = ""
     git_blob: str = ""
+    convert: Callable[[bytes], bytes] | None = None
 
 
 def fetch(source: Source, path: Path) -> Path:
@@ -47,6 +50,8 @@ def fetch(source: Source, path: Path) -> Path:
         _verify(path.read_bytes(), source, str(path))
         return path
     data = _get(source.url)
+    if source.convert is not None:
+        data = source.convert(data)
     _verify(data, source, source.url)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:

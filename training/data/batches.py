@@ -1,0 +1,65 @@
+"""Which rows make the batch of a step: a pure function of the step, so that a resumed run sees the same ones."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.trainer import Share
+
+Rows = npt.NDArray[np.int64]
+
+# Rows of like length share a batch within pools of this many batches, so that little is padding and order stays random.
+_POOL = 32
+
+
+class Batches:
+    """Every row once an epoch, in an order of its own for each epoch; the last few that fill no batch wait for the next.
+
+    Args:
+        lengths: Time steps of each row; all the same where rows are not to be sorted.
+        batch_size: Rows of a batch, over all processes.
+        seed: Of the order.
+        share: Which part of each batch is this process's.
+
+    Raises:
+        ValueError: There are fewer rows than a batch takes, or the rows of a batch do not divide over the processes.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int] | npt.NDArray[Any], batch_size: int, seed: int, share: Share
+    ) -> None:
+        if len(lengths) < batch_size:
+            raise ValueError(f"{len(lengths)} rows are too few for a batch of {batch_size}")
+        if batch_size % share.count:
+            raise ValueError(f"{batch_size} rows do not divide over {share.count} processes")
+        self._lengths = np.asarray(lengths)
+        self._batch_size = batch_size
+        self._seed = seed
+        self._share = share
+        self.steps_per_epoch = len(lengths) // batch_size
+        self._order = functools.lru_cache(maxsize=1)(self._shuffled)
+
+    def rows(self, step: int) -> Rows:
+        """Indices of this process's rows in the batch of a step, counted from 0."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        batch = self._order(epoch)[place]
+        size = self._batch_size // self._share.count
+        return batch[self._share.rank * size :][:size]
+
+    def _shuffled(self, epoch: int) -> Rows:
+        """The batches of an epoch, (steps, batch_size)."""
+        random = np.random.default_rng((self._seed, epoch))
+        order = random.permutation(len(self._lengths))[: self.steps_per_epoch * self._batch_size]
+        pool = _POOL * self._batch_size
+        for start in range(0, len(order), pool):
+            part = order[start : start + pool]
+            order[start : start + pool] = part[np.argsort(self._lengths[part], kind="stable")]
+        batches = order.reshape(self.steps_per_epoch, self._batch_size)
+        mixed: Rows = random.permutation(batches)
+        # Processes share long and short rows alike.
+        return random.permuted(mixed, axis=1)
