@@ -18,7 +18,7 @@ _POOL = 32
 
 
 class Batches:
-    """Every row once an epoch, in an order of its own for each epoch; the last few that fill no batch wait for the next.
+    """Every row once an epoch, in another order each time; the last few, which fill no batch, sit that epoch out.
 
     Args:
         lengths: Time steps of each row; all the same where rows are not to be sorted.
@@ -47,7 +47,7 @@ class Batches:
     def rows(self, step: int) -> Rows:
         """Indices of this process's rows in the batch of a step, counted from 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        batch = self._order(epoch)[place]
+        batch: Rows = self._order(epoch)[place]
         size = self._batch_size // self._share.count
         return batch[self._share.rank * size :][:size]
 
