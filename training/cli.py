@@ -1,4 +1,4 @@
-"""`seqtrain fit|export|evaluate CONFIG`: train, write the model, measure what was written."""
+"""`seqtrain fit|export|evaluate|floors CONFIG`: train, write the model, measure what was written, and what to beat."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from service.contract import MODEL_FILE, ContractError
+from training import floors as kept_floors
 from training.config import ConfigError, TrainedRun
 from training.data.download import DataError
 from training.export import package
@@ -36,12 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="seqtrain", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    for command in (fit, export, evaluate):
+    for command in (fit, export, evaluate, floors):
         sub = commands.add_parser(command.__name__, help=command.__doc__)
         sub.add_argument("config", type=Path, help="TOML file, see training/configs/")
         sub.add_argument("--runs", type=Path, default=Path("runs"), help="where runs live")
         sub.add_argument("--exported", type=Path, default=Path("exported"), help="where models go")
         sub.set_defaults(command=command)
+    commands.choices["floors"].add_argument(
+        "--to", type=Path, default=kept_floors.FILE, help="file that keeps the floors"
+    )
     return parser
 
 
@@ -80,8 +84,18 @@ def evaluate(run: Run, options: argparse.Namespace) -> None:
     """Measure the exported file again and print the floor beside each figure."""
     config, files = package.read(_directory(run, options.exported))
     graph = LoadedGraph(files[MODEL_FILE], config)
-    for metric in task_of(run).measure(run, graph, files):
+    measured = task_of(run).measure(run, graph, files)
+    for metric in kept_floors.beside(measured, config.provenance.datasets):
         _say(package.sentence(metric))
+
+
+def floors(run: Run, options: argparse.Namespace) -> None:
+    """Compute what the model has to beat and keep it for the other commands."""
+    found = task_of(run).floors(run)
+    for metric in found.metrics:
+        _say(f"{metric.name} on {metric.split}: {kept_floors.in_words(metric)}")
+    kept_floors.save(found, options.to)
+    _say(f"wrote {options.to}")
 
 
 def _directory(run: Run, root: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from service.contract import Metric
 from training.export.bundle import Bundle
 from training.export.runtime import LoadedGraph
+from training.floors import Floors
 from training.next_word import task as next_word
 from training.next_word.config import NextWordRun
 from training.runs import Run
@@ -38,7 +39,10 @@ class Task(Protocol):
     def measure(
         self, run: Any, graph: LoadedGraph, files: Mapping[str, bytes]
     ) -> tuple[Metric, ...]:
-        """Quality of an exported model, beside its floors; `files` are those of its directory."""
+        """Quality of an exported model; `files` are those of its directory."""
+
+    def floors(self, run: Any) -> Floors:
+        """Quality of methods without a neural network on the same data, under the same names; see `training.floors`."""
 
 
 _TASKS: dict[type[Run], Task] = {

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.contract import decode_config
+from training import floors
 from training.cli import main
 
 PLANNER = Path(__file__).parents[2] / "training" / "configs" / "weekend_planner.toml"
@@ -32,6 +33,22 @@ def test_fit_export_evaluate(
     (directory / "model.onnx").write_bytes(b"something else")
     assert main(["evaluate", str(tiny_toml), *places]) == 1
     assert "SHA-256 of" in capsys.readouterr().err
+
+
+def test_floors_are_kept_in_a_file(
+    tiny_toml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "floors.json"
+    for config in (tiny_toml, PLANNER):
+        assert main(["floors", str(config), "--to", str(file)]) == 0
+    first, _, guess, last = capsys.readouterr().out.splitlines()
+    words, planner = floors.read(file)
+    (floor,) = words.metrics
+    assert first == f"perplexity on files valid: {floor.value:.4g} (modified Kneser-Ney 5-gram)"
+    assert words.data.keys() == {"files"}
+    assert guess == "accuracy on all weather of up to 10 weekends: 0.3333 (a guess)"
+    assert planner.data == {}
+    assert last == f"wrote {file}"
 
 
 def test_the_planner_is_exported_without_training_and_measured_again(

@@ -20,6 +20,7 @@ from service.contract import (
     digest,
     encode,
 )
+from training import floors
 from training.export import parity
 from training.export.bundle import Bundle
 from training.export.golden import golden
@@ -34,7 +35,7 @@ def write(bundle: Bundle, root: Path) -> Path:
     """
     graph = LoadedGraph(bundle.model, bundle.config)
     difference = parity.check(bundle, graph)
-    metrics = bundle.measure(graph)
+    metrics = floors.beside(bundle.measure(graph), bundle.config.provenance.datasets)
     files = {
         MODEL_FILE: bundle.model,
         GOLDEN_FILE: encode(golden(bundle), indent=None),

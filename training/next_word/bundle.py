@@ -20,10 +20,20 @@ from training.next_word.corpora import END_OF_LINE, Corpus
 from training.next_word.graph import step_graph
 from training.next_word.learner import TOKENIZER_FILE, shape
 from training.next_word.model import LanguageModel
-from training.next_word.perplexity import perplexity
+from training.next_word.perplexity import metric, nats_per_token
 
 # Start and length of the golden inputs in the validation text, and the chunks they are also fed in.
 _GOLDEN = ((0, 1, (1,)), (1000, 7, (1, 2, 4)), (50_000, 12, (5, 1, 6)), (200_000, 9, (9,)))
+
+_LIMITS = {
+    "word": f"""\
+English text in the manner of the training corpus: words between blanks, punctuation as words, numbers and
+hyphens split with `@`; a word outside the vocabulary is `{vocabulary.UNKNOWN}`. It repeats what the corpus says, right
+or wrong, and knows nothing else of the world. Text it writes is no source of facts.""",
+    "character": """\
+Text in the manner of the training corpus and in its characters; any other character is refused. It has learnt
+which letters follow each other and where lines end, hardly any grammar and no meaning.""",
+}
 
 
 def bundle(run: NextWordRun, command: str, directory: Path, corpus: Corpus) -> Bundle:
@@ -62,17 +72,8 @@ def bundle(run: NextWordRun, command: str, directory: Path, corpus: Corpus) -> B
 
 
 def measure(graph: LoadedGraph, valid: Array, corpus: Corpus) -> tuple[Metric, ...]:
-    """Perplexity of the validation text, beside its floor."""
-    floor = corpus.floor
-    return (
-        Metric(
-            name="perplexity",
-            split=f"{corpus.dataset.name} valid",
-            value=perplexity(graph, valid),
-            floor=floor.perplexity if floor else None,
-            floor_name=floor.name if floor else "",
-        ),
-    )
+    """How well it predicts the validation text."""
+    return (metric(corpus, nats_per_token(graph, valid)),)
 
 
 def original(model: LanguageModel, top_k: int) -> Original:
@@ -104,6 +105,7 @@ def _excerpt(ids: Array, start: int, length: int) -> Array:
 
 def _config(run: NextWordRun, command: str, model: LanguageModel, trained: Trained) -> ModelConfig:
     vocab_size, top_k = model.vocab_size, run.export.top_k
+    of_words = run.data.level == "word"
     return model_config(
         run,
         trained,
@@ -112,8 +114,9 @@ def _config(run: NextWordRun, command: str, model: LanguageModel, trained: Train
             tokenizer=TOKENIZER_FILE,
             vocab_size=vocab_size,
             top_k=top_k,
-            unknown_token=vocabulary.UNKNOWN,
-            end_token=END_OF_LINE,
+            level=run.data.level,
+            unknown_token=vocabulary.UNKNOWN if of_words else None,
+            end_token=END_OF_LINE if of_words else None,
         ),
         inputs=(TensorSpec(name="tokens", dtype="int64"),),
         outputs=(
@@ -131,20 +134,24 @@ def _card(run: NextWordRun, model: LanguageModel, trained: Trained) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     factors = "share their factors" if config.tied else "are separate"
     memory = ", ".join(spec.name for spec in model.encoder.states)
-    return f"""Gives the probability of every word of a fixed vocabulary to come next, one word at a time, with
+    token = run.data.level
+    clusters = (
+        f"softmax clusters from {list(config.cutoffs)} of width {list(config.cutoff_dims)}"
+        if config.cutoffs
+        else "full softmax"
+    )
+    return f"""Gives the probability of every {token} of a fixed vocabulary to come next, one {token} at a time, with
 its memory ({memory}) carried by the caller.
 
 ## Model
 
 - {run.encoder.in_words}, embedding of {config.embedding_dim}
-- vocabulary {model.vocab_size:,}, softmax clusters from {list(config.cutoffs)} of width {list(config.cutoff_dims)}
+- vocabulary {model.vocab_size:,}, {clusters}
 - embedding and softmax {factors}
 - {parameters:,} parameters, stored in {run.export.weights}
 - weights of step {trained.step:,}, the best on the validation text
 
 ## Limits
 
-English text in the manner of the training corpus: words between blanks, punctuation as words, numbers and
-hyphens split with `@`; a word outside the vocabulary is `{vocabulary.UNKNOWN}`. It repeats what the corpus says, right
-or wrong, and knows nothing else of the world. Text it writes is no source of facts.
+{_LIMITS[token]}
 """

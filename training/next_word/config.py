@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from training.config import Record, TrainedRun
+
+Level = Literal["word", "character"]
 
 
 class DataConfig(Record, frozen=True, kw_only=True):
@@ -10,12 +14,14 @@ class DataConfig(Record, frozen=True, kw_only=True):
 
     Attributes:
         name: A corpus of `training.next_word.corpora`, or `files` for two plain text files of the user's own.
+        level: What a token is: what stands between blanks, or a character.
         train: Path of the training text, for `files` only.
         valid: Path of the validation text, for `files` only.
         licence: Terms of the two files, for the model card.
     """
 
     name: str = "wikitext-2"
+    level: Level = "word"
     train: str = ""
     valid: str = ""
     licence: str = "not stated"

@@ -1,4 +1,4 @@
-"""The texts a model may be trained on: two splits of plain text, tokens between blanks, one `<eos>` a line."""
+"""The texts a model may be trained on: two splits of plain text, cut into words or characters."""
 
 from __future__ import annotations
 
@@ -11,20 +11,14 @@ import msgspec
 
 from service.contract import Dataset
 from training.data.download import DataError, Source, fetch
-from training.next_word.config import DataConfig
+from training.next_word.config import DataConfig, Level
 
 END_OF_LINE = "<eos>"
+SPLITS = ("train", "valid")
 
-
-class Floor(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model must beat to be worth its size."""
-
-    name: str
-    perplexity: float
-
-
+_GITHUB = "https://raw.githubusercontent.com"
 _WIKITEXT_2 = (
-    "https://raw.githubusercontent.com/pytorch/examples/"
+    f"{_GITHUB}/pytorch/examples/"
     "77f55b912142e11fcfdf5b530231fb9c52f181e8/word_language_model/data/wikitext-2/"
 )
 # The training file is proved by its git blob id, which the commit in the address fixes; nobody has
@@ -39,28 +33,34 @@ WIKITEXT_2 = {
         sha256="f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
     ),
 }
-# Valid perplexity of the best count-based model we know, over the same 33,278 words.
-KNESER_NEY_5 = Floor(name="modified Kneser-Ney 5-gram", perplexity=232.5)
-LICENCE = "CC BY-SA 4.0 (text of English Wikipedia; Merity et al. 2016)"
+TINY_SHAKESPEARE = Source(
+    url=f"{_GITHUB}/karpathy/char-rnn/"
+    "6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare/input.txt",
+    sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+)
+LICENCES = {
+    "wikitext-2": "CC BY-SA 4.0 (text of English Wikipedia; Merity et al. 2016)",
+    "tinyshakespeare": "public domain (William Shakespeare; carrier repository MIT)",
+}
 
 
 class Corpus(msgspec.Struct, frozen=True, kw_only=True):
     """A text in two splits.
 
     Attributes:
+        level: What its tokens are.
         train: Tokens to learn from.
         valid: Tokens to measure on.
         dataset: Name, licence and digests, for the provenance of a model.
-        floor: Perplexity on `valid` without a neural network, where it is known.
     """
 
+    level: Level
     train: list[str]
     valid: list[str]
     dataset: Dataset
-    floor: Floor | None = None
 
 
-def tokens(text: str) -> list[str]:
+def words(text: str) -> list[str]:
     """Words between blanks, and `<eos>` after each line, also an empty one."""
     # Not splitlines(): WikiText has line separators of other alphabets inside its lines.
     lines = text.removesuffix("\n").split("\n")
@@ -77,37 +77,47 @@ def load(config: DataConfig, environ: Mapping[str, str] = os.environ) -> Corpus:
     Raises:
         DataError: A file is missing or is not what it should be.
     """
-    paths = _paths(config, environ)
+    content = _content(config, environ)
+    tokens = list if config.level == "character" else words
+    return Corpus(
+        level=config.level,
+        train=tokens(content["train"].decode()),
+        valid=tokens(content["valid"].decode()),
+        dataset=Dataset(
+            name=config.name,
+            licence=LICENCES.get(config.name, config.licence),
+            sha256={f"{split}.txt": hashlib.sha256(content[split]).hexdigest() for split in SPLITS},
+        ),
+    )
+
+
+def _content(config: DataConfig, environ: Mapping[str, str]) -> dict[str, bytes]:
+    """The two splits as they are in files."""
+    if config.name == "files":
+        return _read(config, {"train": Path(config.train), "valid": Path(config.valid)})
+    if config.name not in LICENCES:
+        raise DataError(f"unknown corpus {config.name}; known are {', '.join(LICENCES)} and files")
+    if directory := environ.get("SEQSERVE_DATA"):
+        folder = Path(directory, config.name)
+        return _read(config, {split: folder / f"{split}.txt" for split in SPLITS})
+    cache = Path(environ.get("SEQSERVE_CACHE") or Path.home() / ".cache" / "seqserve", config.name)
+    if config.name == "tinyshakespeare":
+        return cut(fetch(TINY_SHAKESPEARE, cache / "input.txt").read_bytes())
+    paths = {split: fetch(source, cache / f"{split}.txt") for split, source in WIKITEXT_2.items()}
+    return _read(config, paths)
+
+
+def _read(config: DataConfig, paths: Mapping[str, Path]) -> dict[str, bytes]:
     content: dict[str, bytes] = {}
     for split, path in paths.items():
         try:
             content[split] = path.read_bytes()
         except OSError as error:
             raise DataError(f"{config.name}, split {split}: {error}") from None
-    known = config.name == "wikitext-2"
-    return Corpus(
-        train=tokens(content["train"].decode()),
-        valid=tokens(content["valid"].decode()),
-        dataset=Dataset(
-            name=config.name,
-            licence=LICENCE if known else config.licence,
-            sha256={
-                f"{split}.txt": hashlib.sha256(data).hexdigest() for split, data in content.items()
-            },
-        ),
-        floor=KNESER_NEY_5 if known else None,
-    )
+    return content
 
 
-def _paths(config: DataConfig, environ: Mapping[str, str]) -> dict[str, Path]:
-    if config.name == "files":
-        return {"train": Path(config.train), "valid": Path(config.valid)}
-    if config.name != "wikitext-2":
-        raise DataError(f"unknown corpus {config.name}; known are wikitext-2 and files")
-    if directory := environ.get("SEQSERVE_DATA"):
-        return {split: Path(directory, config.name, f"{split}.txt") for split in WIKITEXT_2}
-    cache = Path(environ.get("SEQSERVE_CACHE") or Path.home() / ".cache" / "seqserve")
-    return {
-        split: fetch(source, cache / config.name / f"{split}.txt")
-        for split, source in WIKITEXT_2.items()
-    }
+def cut(text: bytes) -> dict[str, bytes]:
+    """Tiny Shakespeare, a character a byte: 80 % to learn from and the next 10 %; the rest is nobody's to tune on."""
+    first, second = len(text) * 8 // 10, len(text) * 9 // 10
+    return {"train": text[:first], "valid": text[first:second]}

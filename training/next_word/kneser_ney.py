@@ -96,7 +96,8 @@ class KneserNey:
             interpolated = seen + order.backoff[context] * result[k - 1 :]
             result[k - 1 :] = np.where(known, interpolated, result[k - 1 :])
             context = gram
-        return np.log(result)
+        logs: Floats = np.log(result)
+        return logs
 
 
 def _smoothed(keys: Ids, counts: Ids, contexts: int, vocab_size: int) -> _Order:

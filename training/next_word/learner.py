@@ -6,7 +6,6 @@ left behind, and sends the gradient back through this window only.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from service.contract import Dataset
+from training import floors
 from training.models.encoder import State
 from training.next_word import vocabulary
 from training.next_word.columns import columns, share, window, window_count
 from training.next_word.config import NextWordRun
 from training.next_word.corpora import Corpus
 from training.next_word.model import LanguageModel
+from training.next_word.perplexity import metric
 from training.trainer import Share
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -29,11 +30,10 @@ TOKENIZER_FILE = "tokenizer.json"
 class TextLearner:
     """A corpus and a language model; see `Learner`."""
 
-    criterion = "valid/perplexity"
     maximise = False
 
     def __init__(self, run: NextWordRun, corpus: Corpus, part: Share) -> None:
-        tokenizer = vocabulary.build(corpus.train)
+        tokenizer = vocabulary.build(corpus.train, corpus.level)
         vocab_size = tokenizer.get_vocab_size()
         torch.manual_seed(run.seed)
         self.model: nn.Module = LanguageModel(run.model, run.encoder, vocab_size)
@@ -41,9 +41,10 @@ class TextLearner:
         self.shape: Mapping[str, Any] = shape(run)
         self.datasets: tuple[Dataset, ...] = (corpus.dataset,)
         self.files: Mapping[str, bytes] = {TOKENIZER_FILE: tokenizer.to_str().encode()}
-        self.floor = (
-            f"{corpus.floor.perplexity} ({corpus.floor.name})" if corpus.floor else "unknown"
-        )
+        self._corpus = corpus
+        measured = metric(corpus, 0.0)
+        self.criterion = f"valid/{measured.name}"
+        self.floor = floors.in_words(floors.best(measured.name, measured.split, self.datasets))
         self._bptt = run.training.bptt
         self._rows = run.training.batch_size // part.count
         self.train_text, self.valid_text = (
@@ -68,14 +69,15 @@ class TextLearner:
         return self._model.encoder.initial_state(self._rows)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Loss in nats a token and perplexity, state carried along each column."""
+        """Loss in nats a token and the metric made of it, state carried along each column."""
         state, total, count = self.fresh_state(0), 0.0, 0
         device = next(model.parameters()).device
         for i in range(window_count(self.valid_text, self._bptt)):
             tokens, targets = (part.to(device) for part in window(self.valid_text, i, self._bptt))
             loss, state = model(tokens, targets, state)
             total, count = total + float(loss) * targets.numel(), count + targets.numel()
-        return {"valid/loss": total / count, "valid/perplexity": math.exp(total / count)}
+        loss = total / count
+        return {"valid/loss": loss, self.criterion: metric(self._corpus, loss).value}
 
 
 def shape(run: NextWordRun) -> dict[str, Any]:

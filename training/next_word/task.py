@@ -13,6 +13,7 @@ from training.export.runtime import LoadedGraph
 from training.next_word import bundle as bundles
 from training.next_word import corpora, vocabulary
 from training.next_word.config import NextWordRun
+from training.next_word.floors import floors as floors
 from training.next_word.learner import TOKENIZER_FILE, TextLearner
 from training.trainer import Learner, Share
 

@@ -9,30 +9,48 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
+from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.pre_tokenizers import Split, WhitespaceSplit
+
+from training.data.download import DataError
+from training.next_word.config import Level
 
 UNKNOWN = "<unk>"
 
 
-def build(tokens: Sequence[str]) -> Tokenizer:
-    """Every word of a text, the most frequent one first, words of equal frequency in order of first use.
+def build(tokens: Sequence[str], level: Level = "word") -> Tokenizer:
+    """Every token of a text, the most frequent one first, tokens of equal frequency in order of first use.
+
+    Characters have no `<unk>`: a text with another one cannot be encoded.
 
     Raises:
-        ValueError: The text has no `<unk>`, so that unknown words could not be told apart.
+        ValueError: A text of words has no `<unk>`, so that unknown words could not be told apart.
     """
     counts = Counter(tokens)
+    ids = {token: i for i, (token, _) in enumerate(counts.most_common())}
+    tokenizer = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
+    if level == "character":
+        tokenizer.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")
+        tokenizer.decoder = Fuse()
+        return tokenizer
     if UNKNOWN not in counts:
         raise ValueError(f"the training text has no {UNKNOWN}")
-    ids = {word: i for i, (word, _) in enumerate(counts.most_common())}
-    tokenizer = Tokenizer(WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return tokenizer
 
 
 def encode(tokenizer: Tokenizer, tokens: Sequence[str]) -> torch.Tensor:
-    """Ids (N,) int64 of words; an unknown word gets the id of `<unk>`."""
+    """Ids (N,) int64 of tokens; an unknown one gets the id of `<unk>`.
+
+    Raises:
+        DataError: There is an unknown one and no `<unk>`.
+    """
     vocabulary = tokenizer.get_vocab()
-    unknown = vocabulary[UNKNOWN]
-    return torch.tensor([vocabulary.get(word, unknown) for word in tokens])
+    unknown = vocabulary.get(UNKNOWN)
+    if unknown is None:
+        for token in set(tokens) - vocabulary.keys():
+            raise DataError(f"{token!r} is in a text but not in the training text")
+        unknown = -1
+    return torch.tensor([vocabulary.get(token, unknown) for token in tokens])

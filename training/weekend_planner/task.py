@@ -9,6 +9,7 @@ from service.contract import Metric
 from training.config import ConfigError
 from training.export.bundle import Bundle
 from training.export.runtime import LoadedGraph
+from training.floors import Floors
 from training.trainer import Learner, Share
 from training.weekend_planner import bundle as bundles
 from training.weekend_planner.config import WeekendPlannerRun
@@ -33,3 +34,8 @@ def measure(
 ) -> tuple[Metric, ...]:
     """See `Task.measure`."""
     return bundles.measure(graph)
+
+
+def floors(run: WeekendPlannerRun) -> Floors:
+    """See `Task.floors`; there is no data."""
+    return Floors((), bundles.floors())

@@ -8,15 +8,15 @@ import pytest
 
 from training.data.download import DataError
 from training.next_word.config import DataConfig
-from training.next_word.corpora import load, tokens
+from training.next_word.corpora import cut, load, words
 
 
 def test_every_line_ends_in_eos_also_an_empty_one() -> None:
-    assert tokens("a b\n\n c\n") == ["a", "b", "<eos>", "<eos>", "c", "<eos>"]
+    assert words("a b\n\n c\n") == ["a", "b", "<eos>", "<eos>", "c", "<eos>"]
 
 
 def test_only_a_newline_ends_a_line() -> None:
-    assert tokens("a\u2028b\x85c\n") == ["a", "b", "c", "<eos>"]
+    assert words("a\u2028b\x85c\n") == ["a", "b", "c", "<eos>"]
 
 
 def test_a_copy_in_the_data_directory_is_read_and_recorded(tmp_path: Path) -> None:
@@ -26,6 +26,27 @@ def test_a_copy_in_the_data_directory_is_read_and_recorded(tmp_path: Path) -> No
     corpus = load(DataConfig(), {"SEQSERVE_DATA": str(tmp_path)})
     assert (corpus.train, corpus.valid) == (["train", "text", "<eos>"], ["valid", "text", "<eos>"])
     assert corpus.dataset.sha256["valid.txt"] == hashlib.sha256(b"valid text\n").hexdigest()
+
+
+def test_a_text_of_characters_has_all_of_them(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        (tmp_path / split).write_text(f" {split}\n\nb\n")
+    config = DataConfig(
+        name="files",
+        level="character",
+        train=str(tmp_path / "train"),
+        valid=str(tmp_path / "valid"),
+    )
+    corpus = load(config, {})
+    assert corpus.level == "character"
+    assert corpus.train == [" ", "t", "r", "a", "i", "n", "\n", "\n", "b", "\n"]
+    assert "".join(corpus.valid) == " valid\n\nb\n"
+
+
+def test_tiny_shakespeare_is_cut_at_80_and_90_percent_of_the_characters() -> None:
+    parts = cut(bytes(i % 251 for i in range(1_115_394)))
+    assert (len(parts["train"]), len(parts["valid"])) == (892_315, 111_539)
+    assert parts["valid"][0] == 892_315 % 251
 
 
 def test_a_missing_split_is_named(tmp_path: Path) -> None:
@@ -46,3 +67,14 @@ def test_wikitext_2_has_its_published_size() -> None:
     corpus = load(DataConfig())
     assert (len(corpus.train), len(corpus.valid)) == (2_088_628, 217_646)
     assert len(set(corpus.train)) == 33_278
+
+
+@pytest.mark.skipif(
+    not Path(os.environ.get("SEQSERVE_DATA", "/absent"), "tinyshakespeare").exists(),
+    reason="needs SEQSERVE_DATA with tinyshakespeare",
+)
+def test_tiny_shakespeare_has_65_characters() -> None:
+    corpus = load(DataConfig(name="tinyshakespeare", level="character"))
+    assert (len(corpus.train), len(corpus.valid)) == (892_315, 111_539)
+    assert len(set(corpus.train)) == 65
+    assert set(corpus.valid) <= set(corpus.train)

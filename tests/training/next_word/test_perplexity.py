@@ -18,7 +18,7 @@ from training.next_word.bundle import bundle
 from training.next_word.config import NextWordRun
 from training.next_word.learner import TextLearner
 from training.next_word.model import LanguageModel
-from training.next_word.perplexity import perplexity
+from training.next_word.perplexity import nats_per_token
 from training.trainer import Trainer, fabric_for
 
 
@@ -46,10 +46,13 @@ def test_the_exported_graph_has_the_perplexity_of_the_torch_model_over_the_whole
     model.load_state_dict(as_stored(weights, trained.export))
     with torch.no_grad():
         scores, _ = model.scores(valid[None, :-1], model.encoder.initial_state(1))
-    expected = math.exp(functional.nll_loss(scores[0], valid[1:]).item())
-    found = perplexity(LoadedGraph(made.model, made.config), valid.numpy())
+    expected = functional.nll_loss(scores[0], valid[1:]).item()
+    graph = LoadedGraph(made.model, made.config)
+    found = nats_per_token(graph, valid.numpy())
     assert found == pytest.approx(expected, rel=1e-5)
-    assert found < len(ids) / 1.5
+    assert found < math.log(len(ids) / 1.5)
+    (metric,) = made.measure(graph)
+    assert (metric.name, metric.value) == ("perplexity", pytest.approx(math.exp(found)))
 
 
 def test_float16_storage_costs_no_quality(trained: NextWordRun, tmp_path: Path) -> None:
