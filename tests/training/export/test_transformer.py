@@ -13,8 +13,9 @@ from service.contract import ModelConfig, Provenance, StateTensor, Tensor, Tenso
 from tests.training import banded
 from training.config import TransformerConfig
 from training.export import parity
-from training.export.bundle import Bundle
+from training.export.bundle import Bundle, Case
 from training.export.encoders import encode
+from training.export.golden import golden
 from training.export.onnx_graph import OPSET, GraphBuilder, Storage
 from training.export.runtime import Arrays, LoadedGraph
 from training.models.transformer import TransformerEncoder
@@ -78,7 +79,7 @@ def bundle(encoder: TransformerEncoder) -> Bundle:
         original=original,
         sample=sample,
         cases=(),
-        golden_outputs=(),
+        golden_outputs=("y",),
         measure=lambda _: (),
         card="",
     )
@@ -136,6 +137,18 @@ def test_the_count_is_folded_as_in_torch() -> None:
     outputs, state = graph.run({"x": x[None]}, np.array([60]), state)
     np.testing.assert_allclose(outputs["y"][0], expected["y"], atol=1e-5)
     assert state["count"].item() == after["count"].item() == start + 60 - encoder.period
+
+
+@pytest.mark.parametrize(
+    ("window", "kept"), [(5, 5), (1024, 1)], ids=["small rings", "large rings"]
+)
+def test_golden_answers_hold_the_states_that_are_small(window: int, kept: int) -> None:
+    one = bundle(make(window=window))
+    one = msgspec.structs.replace(one, cases=(Case(one.sample(3, 0), (1, 2)),))
+    (case,) = golden(one).cases
+    assert len(case.state) == kept
+    assert case.state["count_out"] == [3]
+    assert np.shape(case.state.get("keys_0_out", [])) == ((2, 5, 6) if kept > 1 else (0,))
 
 
 def test_the_graph_is_plain_and_every_state_keeps_its_shape() -> None:
