@@ -176,11 +176,34 @@ class Sentiment(Record, frozen=True, kw_only=True, tag="sentiment", tag_field="n
     thresholds: tuple[float, ...] = ()
 
 
+class Ner(Record, frozen=True, kw_only=True, tag="ner", tag_field="name"):
+    """Entities of a text, by tags of its words in IOB2; `service.entities` splits the text and decodes the tags.
+
+    The graph takes `words` (B, T) int64 and `characters` (B, T, C) int64 and gives `scores` (B, T, len(labels)): the
+    probability of each tag of a word as the words up to it have it, in a linear chain that begins after `O`.
+
+    Attributes:
+        labels: Tags in the order of `scores`; the first is `O`, the others are `B-` and `I-` with a kind.
+        transitions: Factor for going from one tag (row) to the next (column) in the chain; 0 forbids.
+        tokenizer: File with the known words, in the format of the `tokenizers` library (WordLevel).
+        vocab_size: How many words it has.
+        unknown_token: Stands for every other word.
+        characters: Known characters; the id of the first is 2, since 0 pads and 1 is any other.
+    """
+
+    labels: tuple[str, ...]
+    transitions: tuple[tuple[Annotated[float, msgspec.Meta(ge=0)], ...], ...]
+    tokenizer: str = "tokenizer.json"
+    vocab_size: Size
+    unknown_token: str = "<unk>"
+    characters: str
+
+
 class Tensors(Record, frozen=True, kw_only=True, tag="tensors", tag_field="name"):
     """Numbers in, numbers out: one vector a step in, every declared output of that step back."""
 
 
-TaskSpec = NextWord | Labels | Forecast | Sentiment | Tensors
+TaskSpec = NextWord | Ner | Labels | Forecast | Sentiment | Tensors
 
 
 class Metric(Record, frozen=True, kw_only=True):
@@ -276,7 +299,7 @@ class GoldenCase(Record, frozen=True, kw_only=True):
         inputs: Input name to nested lists (T, *shape).
         split: Chunk lengths that add up to T; the same answer is due when the input arrives in these pieces.
         outputs: Output name to nested lists (T, *shape); outputs left out are not compared.
-        state: State output name to nested lists of `shape`, after the last time step.
+        state: State output name to nested lists of `shape`, after the last time step; states left out are not compared.
     """
 
     inputs: dict[str, list[Any]]
@@ -331,6 +354,9 @@ def _check_task(config: ModelConfig) -> None:
     task = config.task
     if isinstance(task, Tensors):
         return
+    if isinstance(task, Ner):
+        _check_ner(config, task)
+        return
     if len(config.inputs) != 1:
         raise ContractError(f"{CONFIG_FILE}: the task takes one input, not {len(config.inputs)}")
     due: dict[str, tuple[int, ...]]
@@ -360,6 +386,26 @@ def _check_task(config: ModelConfig) -> None:
             raise ContractError(
                 f"{CONFIG_FILE}: the task needs an output {name} of shape {shape}, declared is {shapes.get(name)}"
             )
+
+
+def _check_ner(config: ModelConfig, task: Ner) -> None:
+    """Raise `ContractError` unless the tags make a chain and the graph takes words and gives their tags."""
+    count = len(task.labels)
+    kinds = [label[2:] for label in task.labels if label.startswith("B-")]
+    due = {"O", *(f"{position}-{kind}" for position in "BI" for kind in kinds)}
+    if task.labels[:1] != ("O",) or set(task.labels) != due or count != len(due):
+        raise ContractError(f"{CONFIG_FILE}: {', '.join(task.labels)} are no tags in IOB2 after O")
+    if [len(row) for row in task.transitions] != [count] * count:
+        raise ContractError(
+            f"{CONFIG_FILE}: {count} tags need transitions of {count} rows of {count}"
+        )
+    shapes = {tensor.name: (tensor.dtype, len(tensor.shape)) for tensor in config.inputs}
+    if shapes != {"words": ("int64", 0), "characters": ("int64", 1)}:
+        raise ContractError(f"{CONFIG_FILE}: words () and characters (C,) are due as int64 inputs")
+    if {tensor.name: tensor.shape for tensor in config.outputs}.get("scores") != (count,):
+        raise ContractError(
+            f"{CONFIG_FILE}: {count} tags need an output scores of shape ({count},)"
+        )
 
 
 def _due_of_forecast(config: ModelConfig, task: Forecast) -> dict[str, tuple[int, ...]]:

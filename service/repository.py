@@ -23,6 +23,7 @@ from service.contract import (
     Forecast,
     Labels,
     ModelConfig,
+    Ner,
     NextWord,
     Sentiment,
     decode_config,
@@ -34,6 +35,7 @@ from service.engine.graph import Device, Graph, check_golden
 from service.errors import ModelNotReady, UnknownModel
 from service.metrics import EngineMetrics, Metrics
 from service.tasks.forecast import ForecastTask
+from service.tasks.ner import NerTask
 from service.tasks.next_word import NextWordTask
 from service.tasks.numbers import LabelsTask, TensorsTask
 from service.tasks.protocol import Task
@@ -52,7 +54,7 @@ class Served:
 
     config: ModelConfig
     engine: Engine
-    task: Task
+    task: Task | NerTask
 
 
 @dataclass(slots=True)
@@ -74,7 +76,7 @@ class Loaded:
 
     config: ModelConfig
     graph: Graph
-    task: Task
+    task: Task | NerTask
 
 
 class Repository:
@@ -239,7 +241,7 @@ def _read(directory: Path, name: str) -> bytes:
         raise ContractError(f"{name} cannot be read: {error.strerror}") from None
 
 
-def make_task(config: ModelConfig, files: dict[str, bytes]) -> Task:
+def make_task(config: ModelConfig, files: dict[str, bytes]) -> Task | NerTask:
     """The task of a model.
 
     Raises:
@@ -254,6 +256,10 @@ def make_task(config: ModelConfig, files: dict[str, bytes]) -> Task:
         if spec.tokenizer not in files:
             raise ContractError(f"{CONFIG_FILE} lists no hash for {spec.tokenizer}")
         return SentimentTask(config, spec, files[spec.tokenizer])
+    if isinstance(spec, Ner):
+        if spec.tokenizer not in files:
+            raise ContractError(f"{CONFIG_FILE} lists no hash for {spec.tokenizer}")
+        return NerTask(config, spec, files[spec.tokenizer])
     if isinstance(spec, Labels):
         return LabelsTask(config, spec)
     if isinstance(spec, Forecast):

@@ -26,6 +26,7 @@ from service.repository import Served
 from service.sessions.session import Chunk, Session, checked_id
 from service.sessions.slots import run_slot
 from service.sessions.table import Applied, Wanted
+from service.tasks.ner import NerTask
 from service.tasks.next_word import Generation, NextWordTask, Token, Written
 from service.tasks.protocol import Outputs, Parameters, Task, join_pieces
 
@@ -64,7 +65,8 @@ def describe(context: Context, session: Session) -> SessionAnswer:
 class Prepared(msgspec.Struct, frozen=True, gc=False):
     """A step that is checked and can be applied."""
 
-    task: Task
+    task: Task | NerTask
+    inputs: list[Any]
     parameters: Parameters
     chunk: Chunk
     wanted: Wanted
@@ -86,20 +88,25 @@ def prepare(
     task.check(parameters)
     context.check_inputs(inputs)
     pieces = [task.piece(value, f"$.inputs[{i}]") for i, value in enumerate(inputs)]
-    chunk = join_pieces(pieces, parameters)
+    chunk = join_pieces(pieces, parameters, every_step=isinstance(task, NerTask))
     context.check_length(chunk.length)
     wanted = Wanted(task.outputs, context.deadline(timeout_s))
-    return Prepared(task, parameters, chunk, wanted)
+    return Prepared(task, inputs, parameters, chunk, wanted)
 
 
 def steps_answer(session_id: str, prepared: Prepared, applied: Applied) -> StepsAnswer:
     """What was applied, as the API shows it."""
+    task = prepared.task
+    if isinstance(task, NerTask):
+        results = task.answers(prepared.inputs, applied.outputs)
+    else:
+        results = task.answers(applied.outputs, prepared.parameters)
     return StepsAnswer(
         session=session_id,
         first=applied.first,
         seq=applied.seq,
         duplicate=applied.duplicate,
-        results=prepared.task.answers(applied.outputs, prepared.parameters),
+        results=results,
     )
 
 

@@ -27,11 +27,18 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
         arrays: Input name to (T, *shape).
         ends: Position of the last time step of each input, rising, the last one T-1.
         parameters: What else the reply depends on.
+        every_step: Whether outputs are wanted of every time step, not of `ends` only.
     """
 
     arrays: Mapping[str, npt.NDArray[Any]]
     ends: npt.NDArray[np.intp]
     parameters: bytes = b""
+    every_step: bool = False
+
+    @property
+    def keep(self) -> npt.NDArray[np.intp]:
+        """Time steps whose outputs are wanted, rising."""
+        return np.arange(self.length) if self.every_step else self.ends
 
     @property
     def length(self) -> int:

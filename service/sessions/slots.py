@@ -133,7 +133,7 @@ async def run_slot(
     engine: Engine, slot: Slot, chunk: Chunk, outputs: tuple[str, ...], deadline: float
 ) -> Outputs:
     """One step of a slot; a caller that leaves lets it drop."""
-    work, future = engine.submit(slot, chunk.arrays, chunk.ends, outputs, deadline)
+    work, future = engine.submit(slot, chunk.arrays, chunk.keep, outputs, deadline)
     try:
         return await future
     except asyncio.CancelledError:

@@ -83,7 +83,7 @@ class Applied(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         first: `seq` of its first input.
         seq: Inputs committed after it.
-        outputs: Output name to (inputs, *shape).
+        outputs: Output name to (inputs, *shape), or (time steps, *shape) where every time step is wanted.
         duplicate: Whether it was a retry, answered from the journal.
     """
 
@@ -361,7 +361,7 @@ class Sessions:
         step.work = session.engine.begin(
             session.slot,
             step.chunk.arrays,
-            step.chunk.ends,
+            step.chunk.keep,
             wanted.stored + wanted.passing,
             wanted.deadline,
             partial(self._computed, step),

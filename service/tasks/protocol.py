@@ -54,16 +54,22 @@ class Task(Protocol):
         """The answer to a whole input."""
 
 
-def join_pieces(pieces: Sequence[Mapping[str, npt.NDArray[Any]]], parameters: Parameters) -> Chunk:
-    """Inputs of one request as one chunk with an end for each."""
+def join_pieces(
+    pieces: Sequence[Mapping[str, npt.NDArray[Any]]],
+    parameters: Parameters,
+    *,
+    every_step: bool = False,
+) -> Chunk:
+    """Inputs of one request as one chunk with an end for each; see `Chunk` for `every_step`."""
     if len(pieces) == 1:
         (arrays,) = pieces
         length = len(next(iter(arrays.values())))
         ends = _FIRST if length == 1 else np.array([length - 1], np.intp)
-        return Chunk(arrays, ends, parameters.encoded())
+        return Chunk(arrays, ends, parameters.encoded(), every_step)
     arrays = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     lengths = [len(next(iter(piece.values()))) for piece in pieces]
-    return Chunk(arrays, np.cumsum(lengths, dtype=np.intp) - 1, parameters.encoded())
+    ends = np.cumsum(lengths, dtype=np.intp) - 1
+    return Chunk(arrays, ends, parameters.encoded(), every_step)
 
 
 def vector(value: Any, tensor: Tensor, path: str) -> npt.NDArray[Any]:

@@ -1,0 +1,99 @@
+"""Named entities: a text in, its persons, places and organisations out, by their place in the text.
+
+A text keeps every character: `text[start:end]` is the word of an entity, whatever blanks and marks stand around it.
+In a session each input is the next piece of a text. Its answer are the entities of that piece as all words so far have
+them; an entity that began in the piece before says so by `"continues": true`. Nothing is taken back: what the next
+piece tells of this one is not told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from service.contract import ContractError, ModelConfig, Ner
+from service.entities import Chain, Entity, WordNumbers, places
+from service.errors import Invalid
+from service.sessions.session import Chunk
+from service.tasks.protocol import Outputs, Parameters, join_pieces, kind
+from service.tasks.vocabulary import read_vocabulary
+
+
+class NerTask:
+    """Entities in the shape of Hugging Face's: `[{"entity_group", "score", "word", "start", "end"}]`.
+
+    `start` and `end` count characters of the input (Unicode code points); `score` is the probability that exactly
+    these words are one entity of that kind.
+
+    Args:
+        config: Of a model whose task is `Ner`.
+        spec: That task.
+        tokenizer: Content of its tokenizer file.
+
+    Raises:
+        ContractError: The tokenizer cannot be read, or does not fit the vocabulary.
+    """
+
+    outputs: tuple[str, ...] = ("scores",)
+
+    def __init__(self, config: ModelConfig, spec: Ner, tokenizer: bytes) -> None:
+        ids = read_vocabulary(tokenizer, spec.tokenizer, spec.vocab_size)
+        if spec.unknown_token not in ids:
+            raise ContractError(f"{spec.tokenizer} has no {spec.unknown_token!r}")
+        (width,) = next(tensor.shape for tensor in config.inputs if tensor.shape)
+        self._numbers = WordNumbers(ids, ids[spec.unknown_token], spec.characters, width)
+        self._chain = Chain(spec.labels, spec.transitions)
+
+    def check(self, parameters: Parameters) -> None:
+        """See `Task.check`."""
+        if parameters.top_k is not None:
+            raise Invalid("entities are found, not chosen from", path="$.parameters.top_k")
+
+    def piece(self, value: Any, path: str) -> dict[str, npt.NDArray[Any]]:
+        """See `Task.piece`: some words."""
+        if not isinstance(value, str):
+            raise Invalid(f"a text is due here, got {kind(value)}", path=path)
+        words = [value[start:end] for start, end in places(value)]
+        if not words:
+            raise Invalid("the text has no words", path=path)
+        return self._numbers(words)
+
+    def whole(self, value: Any, path: str) -> Chunk:
+        """See `Task.whole`: a text."""
+        return join_pieces([self.piece(value, path)], Parameters(), every_step=True)
+
+    def answers(self, inputs: Sequence[str], outputs: Outputs) -> list[Any]:
+        """The entities of each input.
+
+        Args:
+            inputs: Texts that `piece` took.
+            outputs: `scores` (T, K) of all their words, one text after the other.
+        """
+        scores = outputs["scores"]
+        found, first = [], 0
+        for text in inputs:
+            words = places(text)
+            found.append(self._entities(text, words, scores[first : first + len(words)]))
+            first += len(words)
+        return found
+
+    def _entities(
+        self, text: str, words: Sequence[tuple[int, int]], scores: npt.NDArray[Any]
+    ) -> list[dict[str, Any]]:
+        return [
+            _told(text, words[entity.first][0], words[entity.end - 1][1], entity)
+            for entity in self._chain.entities(scores)
+        ]
+
+
+def _told(text: str, start: int, end: int, entity: Entity) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "entity_group": entity.kind,
+        "score": entity.score,
+        "word": text[start:end],
+        "start": start,
+        "end": end,
+    }
+    return told | {"continues": True} if entity.continues else told
