@@ -11,9 +11,10 @@ import msgspec
 
 from training.config import ConfigError, Record
 from training.next_word.config import NextWordRun
+from training.sentiment.config import SentimentRun
 from training.weekend_planner.config import WeekendPlannerRun
 
-Run = NextWordRun | WeekendPlannerRun
+Run = NextWordRun | SentimentRun | WeekendPlannerRun
 
 
 def load(path: Path) -> Run:

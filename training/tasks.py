@@ -13,6 +13,8 @@ from training.floors import Floors
 from training.next_word import task as next_word
 from training.next_word.config import NextWordRun
 from training.runs import Run
+from training.sentiment import task as sentiment
+from training.sentiment.config import SentimentRun
 from training.trainer import Learner, Share
 from training.weekend_planner import task as weekend_planner
 from training.weekend_planner.config import WeekendPlannerRun
@@ -47,6 +49,7 @@ class Task(Protocol):
 
 _TASKS: dict[type[Run], Task] = {
     NextWordRun: next_word,
+    SentimentRun: sentiment,
     WeekendPlannerRun: weekend_planner,
 }
 

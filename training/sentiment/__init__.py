@@ -1,0 +1,1 @@
+"""Sentiment: labels of a text, of all of it at once or after every word."""

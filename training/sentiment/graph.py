@@ -1,0 +1,143 @@
+"""The step graph of a sentiment model."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from torch import nn
+
+from training.export.encoders import encode
+from training.export.onnx_graph import GraphBuilder, Storage, array
+from training.sentiment.model import AttentionPooling, MaxPooling, SentimentModel
+
+
+def step_graph(model: SentimentModel, storage: Storage) -> onnx.ModelProto:
+    """The graph `y, state' = f_W(state, x)` of the service's contract for sentiment models.
+
+    Args:
+        model: Trained weights.
+        storage: Number format of the weights in the file.
+
+    Returns:
+        A model with inputs tokens (B, T), lengths (B,) and the states, and outputs scores (B, T, labels) and the next
+        states.
+    """
+    graph = GraphBuilder(storage)
+    tokens = graph.input("tokens", "int64", ["B", "T"])
+    lengths = graph.input("lengths", "int32", ["B"])
+    table = graph.weight("embedding", array(model.embedding.weight))
+    x = encode(graph, model.encoder, graph.node("Gather", table, tokens), lengths)
+    valid = _valid(graph, tokens, lengths)
+    pooling = model.pooling
+    pool = _pool_max if isinstance(pooling, MaxPooling) else _pool_attention
+    pooled = pool(graph, pooling, x, valid, whole=model.whole)
+    features = pooled if model.whole else graph.node("Concat", x, pooled, axis=-1)
+    scores = _linear(graph, "head", model.head, features)
+    scores = (
+        graph.node("Softmax", scores, axis=-1) if model.exclusive else graph.node("Sigmoid", scores)
+    )
+    labels = model.head.out_features
+    if model.whole:
+        shape = graph.node("Concat", graph.node("Shape", tokens), graph.constant([labels]), axis=0)
+        scores = graph.node("Expand", scores, shape)
+    graph.output(scores, "scores", "float32", ["B", "T", labels])
+    return graph.model("sentiment")
+
+
+def _valid(graph: GraphBuilder, tokens: str, lengths: str) -> str:
+    """Whether a position belongs to the text, (B, T, 1) bool."""
+    time = graph.node("Gather", graph.node("Shape", tokens), graph.constant(1))
+    positions = graph.node("Range", graph.constant(0), time, graph.constant(1))
+    ends = graph.node(
+        "Unsqueeze", graph.node("Cast", lengths, to=TensorProto.INT64), graph.constant([1])
+    )
+    inside = graph.node("Less", positions, ends)
+    return graph.node("Unsqueeze", inside, graph.constant([2]))
+
+
+def _zero(graph: GraphBuilder) -> str:
+    return graph.constant(np.zeros((), np.float32))
+
+
+def _pool_max(graph: GraphBuilder, pooling: nn.Module, x: str, valid: str, *, whole: bool) -> str:
+    """See `MaxPooling`: up to each position (B, T, D), of the whole text (B, 1, D)."""
+    assert isinstance(pooling, MaxPooling)
+    masked = graph.node("Where", valid, x, _zero(graph))
+    if whole:
+        return graph.node("Relu", graph.node("ReduceMax", masked, graph.constant([1])))
+    (before,) = _inputs(graph, pooling)
+    # The operators have sums over time and no maxima, so the recurrence is written as one.
+    last, pooled = graph.nodes(
+        "Scan",
+        before,
+        masked,
+        outputs=2,
+        body=_running_max(),
+        num_scan_inputs=1,
+        scan_input_axes=[1],
+        scan_output_axes=[1],
+    )
+    _outputs(graph, pooling, last)
+    return pooled
+
+
+def _running_max() -> onnx.GraphProto:
+    def vector(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", "D"])
+
+    return helper.make_graph(
+        [
+            helper.make_node("Max", ["largest_before", "feature"], ["largest_now"]),
+            helper.make_node("Identity", ["largest_now"], ["largest_here"]),
+        ],
+        "running_max",
+        [vector("largest_before"), vector("feature")],
+        [vector("largest_now"), vector("largest_here")],
+    )
+
+
+def _pool_attention(
+    graph: GraphBuilder, pooling: nn.Module, x: str, valid: str, *, whole: bool
+) -> str:
+    """See `AttentionPooling`: up to each position (B, T, D), of the whole text (B, 1, D)."""
+    assert isinstance(pooling, AttentionPooling)
+    score = graph.weight("pooling.score", array(pooling.score.weight).T)
+    hidden = graph.node("Tanh", _linear(graph, "pooling.hidden", pooling.hidden, x))
+    weights = graph.node("Exp", graph.node("MatMul", hidden, score))
+    weights = graph.node("Where", valid, weights, _zero(graph))
+    weighted = graph.node("Mul", weights, graph.node("Where", valid, x, _zero(graph)))
+    if whole:
+        sums = [graph.node("ReduceSum", part, graph.constant([1])) for part in (weighted, weights)]
+        return graph.node("Div", *sums)
+    axis = graph.constant(1)
+    running = [
+        graph.node(
+            "Add",
+            graph.node("CumSum", part, axis),
+            graph.node("Unsqueeze", before, graph.constant([1])),
+        )
+        for part, before in zip((weighted, weights), _inputs(graph, pooling), strict=True)
+    ]
+    # Nothing is added beyond the end of a text, so the last position holds what there was at its end.
+    _outputs(
+        graph,
+        pooling,
+        *(graph.node("Gather", part, graph.constant(-1), axis=1) for part in running),
+    )
+    return graph.node("Div", *running)
+
+
+def _inputs(graph: GraphBuilder, pooling: MaxPooling | AttentionPooling) -> list[str]:
+    return [graph.input(spec.name, spec.dtype, ["B", *spec.shape]) for spec in pooling.states]
+
+
+def _outputs(graph: GraphBuilder, pooling: MaxPooling | AttentionPooling, *after: str) -> None:
+    for spec, value in zip(pooling.states, after, strict=True):
+        graph.output(value, f"{spec.name}_out", spec.dtype, ["B", *spec.shape])
+
+
+def _linear(graph: GraphBuilder, name: str, layer: nn.Linear, x: str) -> str:
+    weight = graph.weight(f"{name}.weight", array(layer.weight).T)
+    product = graph.node("MatMul", x, weight)
+    return graph.node("Add", product, graph.weight(f"{name}.bias", array(layer.bias)))
