@@ -62,7 +62,8 @@ class TransformerConfig(Record, frozen=True, kw_only=True, tag="transformer", ta
         width: D, of the residual stream.
         heads: Attention heads; D / heads is even.
         num_layers: L.
-        window: W, positions that a position attends to, itself included. Without meaning when bidirectional.
+        window: W, positions that a position attends to, itself included; the whole text when bidirectional, where
+            W says only how slowly the slowest features turn.
         feedforward: Width of the hidden layer between two attentions.
         dropout: Share dropped of the input and of what each part adds to the stream.
         bidirectional: Whether each position attends to the whole text; such a model cannot be stepped.
