@@ -10,11 +10,12 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from training.config import ConfigError, Record
+from training.forecast.config import ForecastRun
 from training.next_word.config import NextWordRun
 from training.sentiment.config import SentimentRun
 from training.weekend_planner.config import WeekendPlannerRun
 
-Run = NextWordRun | SentimentRun | WeekendPlannerRun
+Run = ForecastRun | NextWordRun | SentimentRun | WeekendPlannerRun
 
 
 def load(path: Path) -> Run:

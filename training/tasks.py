@@ -10,6 +10,8 @@ from service.contract import Metric
 from training.export.bundle import Bundle
 from training.export.runtime import LoadedGraph
 from training.floors import Floors
+from training.forecast import task as forecast
+from training.forecast.config import ForecastRun
 from training.next_word import task as next_word
 from training.next_word.config import NextWordRun
 from training.runs import Run
@@ -48,6 +50,7 @@ class Task(Protocol):
 
 
 _TASKS: dict[type[Run], Task] = {
+    ForecastRun: forecast,
     NextWordRun: next_word,
     SentimentRun: sentiment,
     WeekendPlannerRun: weekend_planner,

@@ -19,6 +19,7 @@ class DataConfig(Record, frozen=True, kw_only=True):
         valid: Share of the rows to choose on, the next ones; the rest is the test part. For `csv` only.
         period: Steps of one season, for the seasonal floor: a day of hours unless the series says otherwise.
         forecasts: Forecasts learnt from in each row of a batch; such a row has `window + forecasts - 1` observations.
+        context: Observations that the encoder reads before the first of them; those of the window before go unread.
         missing: Share of the observations taken away in training, so that a missing value is nothing new.
     """
 
@@ -29,7 +30,8 @@ class DataConfig(Record, frozen=True, kw_only=True):
     train: float = 0.6
     valid: float = 0.2
     period: int = 24
-    forecasts: int = 32
+    forecasts: int = 16
+    context: int = 96
     missing: float = 0.02
 
 
@@ -37,11 +39,13 @@ class SkipConfig(Record, frozen=True, kw_only=True):
     """The linear part, in closed form; see `training.forecast.skip`. Penalties are per window learnt from.
 
     Attributes:
+        relative: Whether it is linear in the difference from the latest observation; if not, from the mean.
         period: Steps of the season that the first solution repeats; 0 for none.
         ridge: Penalty of what every step of the horizon adds to that.
         own: Penalty of what every column adds to what all share; 0 if all columns share one solution.
     """
 
+    relative: bool = True
     period: int = 0
     ridge: float = 0.02
     own: float = 0.0

@@ -75,6 +75,7 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
         parts: First row and the row after the last of `train`, `valid` and `test`.
         period: Rows of one season.
         dataset: Name, licence and digests, for the provenance of a model.
+        told: Observations (N, n) as a model is told them, if others than `values`.
     """
 
     columns: tuple[str, ...]
@@ -82,6 +83,7 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
     parts: dict[str, tuple[int, int]]
     period: int
     dataset: Dataset
+    told: Array | None = None
 
     def scale(self) -> tuple[Array, Array]:
         """Mean and standard deviation of each column over the train part, (n,) each; a constant column has 1."""

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import msgspec
 import numpy as np
 
+from service.contract import Metric
 from training.forecast.config import ForecastRun
 from training.forecast.data import Array, Series, filled
-from training.forecast.skip import pairs, ridge
+from training.forecast.skip import Sums, pairs, ridge, total
 
 _PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10_000.0)
 
@@ -21,7 +22,7 @@ class Errors(msgspec.Struct, frozen=True):
     mae: float
 
 
-class Sums:
+class ErrorSums:
     """Errors of standardised forecasts, added up; what is missing is not counted."""
 
     def __init__(self) -> None:
@@ -44,21 +45,39 @@ class Sums:
 Method = Callable[[int, Array], Array]
 
 
-def floors(run: ForecastRun, series: Series, part: str = "test") -> dict[str, Errors]:
-    """Errors of every simple method on a part of the series, by the name of the method."""
-    horizon, period = run.model.horizon, series.period
-    seasonal = f"last season ({period} steps)"
-    methods: dict[str, Method] = {"ridge on the window": ridge_on_window(run, series)}
+def floors(run: ForecastRun, series: Series) -> tuple[Metric, ...]:
+    """MSE and MAE of every simple method on valid and test, under the names of `named`."""
+    horizon, period, window = run.model.horizon, series.period, run.model.window
+    methods: dict[str, Method] = {f"ridge on the last {window}": ridge_on_window(run, series)}
     methods["last observation"] = lambda _, x: np.repeat(x[:, -1:], horizon, axis=1)
-    if period <= run.model.window:
+    if period <= window:
         place = np.arange(horizon) % period - period
-        methods[seasonal] = lambda _, x: x[:, place]
-    return {name: measured(method, run, series, part) for name, method in methods.items()}
+        methods[f"last season of {period}"] = lambda _, x: x[:, place]
+    return tuple(
+        msgspec.structs.replace(metric, floor_name=name)
+        for name, method in methods.items()
+        for part in ("test", "valid")
+        for metric in named(run, series, part, measured(method, run, series, part))
+    )
+
+
+def named(run: ForecastRun, series: Series, part: str, errors: Errors) -> tuple[Metric, ...]:
+    """Errors as metrics, by horizon, part and columns."""
+    where = split(series, part)
+    return (
+        Metric(name=f"MSE H={run.model.horizon}", split=where, value=errors.mse),
+        Metric(name=f"MAE H={run.model.horizon}", split=where, value=errors.mae),
+    )
+
+
+def split(series: Series, part: str) -> str:
+    """Name of a part of a series, with its columns."""
+    return f"{series.dataset.name} {part}, {', '.join(series.columns)}"
 
 
 def measured(method: Method, run: ForecastRun, series: Series, part: str) -> Errors:
     """Errors of a method on every window whose horizon lies in a part; windows reach back before it."""
-    sums = Sums()
+    sums = ErrorSums()
     for column, x, y in _windows(run, series, part):
         sums.add(method(column, x), y)
     return sums.errors()
@@ -71,7 +90,7 @@ def ridge_on_window(run: ForecastRun, series: Series) -> Method:
     """
     best: tuple[float, Method] | None = None
     sums = [_sums(run, series, column) for column in range(len(series.columns))]
-    together = [(sum(g for g, _ in sums), sum(c for _, c in sums))] * len(sums)
+    together = [total(sums)] * len(sums)
     for solved in (together, sums):
         for penalty in _PENALTIES:
             method = _linear([_solution(*each, penalty) for each in solved])
@@ -96,7 +115,7 @@ def _linear(weights: list[Array]) -> Method:
     return lambda column, x: x @ weights[column][:-1] + weights[column][-1]
 
 
-def _sums(run: ForecastRun, series: Series, column: int) -> tuple[Array, Array]:
+def _sums(run: ForecastRun, series: Series, column: int) -> Sums:
     window, horizon = run.model.window, run.model.horizon
     gram, cross = np.zeros((window + 1, window + 1)), np.zeros((window + 1, horizon))
     train = filled(series.standardised()[slice(*series.parts["train"]), column : column + 1])[:, 0]

@@ -1,9 +1,9 @@
 """The linear part of a forecaster in closed form: ridge regression from the window to the horizon.
 
-    y - w_L = V^T (w - w_L),    w the last L observations, w_L the latest one
+    y - r = V^T (w - r),    w the last L observations
 
-so a shift of the level moves the forecast by as much. V is found in up to three stages, each a ridge regression on what
-the ones before left over:
+where r is the latest one, so that a shift of the level moves the forecast by as much, or 0, so that forecasts go back
+to the mean of the series. V is found in up to three stages, each a ridge regression on what the ones before left over:
 
     season   one weight for each season of the window and of the horizon, the same for every phase of the season: far
              fewer numbers than L x H (Lin et al. 2024, SparseTSF)
@@ -15,7 +15,7 @@ Everything is computed from sums over windows, X^T X and X^T Y, so the length of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,12 @@ from training.forecast.config import SkipConfig
 
 Array = npt.NDArray[np.float64]
 
+# Over windows: of x x^T (L, L) and of x y^T (L, H).
+Sums = tuple[Array, Array]
+
 _WINDOWS_AT_ONCE = 4096
+# Added to the variance of a window, of standardised values: a window that stands still is not blown up.
+VARIANCE_FLOOR = 1e-3
 
 
 def solve(series: Array, window: int, horizon: int, config: SkipConfig) -> Array:
@@ -46,9 +51,8 @@ def solve(series: Array, window: int, horizon: int, config: SkipConfig) -> Array
     count = len(series) - window - horizon + 1
     if count < 1:
         raise ValueError(f"{len(series)} rows are fewer than a window and a horizon")
-    sums = [_sums(column, window, horizon) for column in series.T]
-    gram, cross = sum(g for g, _ in sums), sum(c for _, c in sums)
-    assert not isinstance(gram, int) and not isinstance(cross, int)
+    sums = [_sums(column, window, horizon, relative=config.relative) for column in series.T]
+    gram, cross = total(sums)
     windows = count * len(sums)
     shared = np.zeros((window, horizon))
     if config.period:
@@ -59,11 +63,18 @@ def solve(series: Array, window: int, horizon: int, config: SkipConfig) -> Array
         own = shared
         if config.own:
             own = shared + ridge(own_gram, own_cross - own_gram @ shared, config.own * count)
-        # From a window less its latest observation to the window itself.
-        own = own.copy()
-        own[-1] += 1 - own.sum(axis=0)
+        if config.relative:
+            # From a window less its latest observation to the window itself.
+            own = own.copy()
+            own[-1] += 1 - own.sum(axis=0)
         weights.append(own.T)
     return np.stack(weights)
+
+
+def total(sums: Sequence[Sums]) -> Sums:
+    """The sums over the windows of all columns."""
+    grams, crosses = zip(*sums, strict=True)
+    return np.sum(grams, axis=0), np.sum(crosses, axis=0)
 
 
 def ridge(gram: Array, cross: Array, penalty: float) -> Array:
@@ -74,7 +85,7 @@ def ridge(gram: Array, cross: Array, penalty: float) -> Array:
         cross: Sum of x y^T, (L, H).
         penalty: Above 0 unless `gram` has an inverse.
     """
-    return np.linalg.solve(gram + penalty * np.eye(len(gram)), cross)
+    return np.linalg.solve(gram + penalty * np.eye(len(gram)), cross).astype(np.float64)
 
 
 def pairs(column: Array, window: int, horizon: int) -> Iterator[tuple[Array, Array]]:
@@ -85,13 +96,13 @@ def pairs(column: Array, window: int, horizon: int) -> Iterator[tuple[Array, Arr
         yield part[:, :window], part[:, window:]
 
 
-def _sums(column: Array, window: int, horizon: int) -> tuple[Array, Array]:
+def _sums(column: Array, window: int, horizon: int, *, relative: bool) -> Sums:
     gram, cross = np.zeros((window, window)), np.zeros((window, horizon))
     for x, y in pairs(column, window, horizon):
-        latest = x[:, -1:]
-        shifted = x - latest
+        base = x[:, -1:] if relative else np.zeros((1, 1))
+        shifted = x - base
         gram += shifted.T @ shifted
-        cross += shifted.T @ (y - latest)
+        cross += shifted.T @ (y - base)
     return gram, cross
 
 
@@ -119,3 +130,14 @@ def _seasonal(gram: Array, cross: Array, period: int, penalty: float) -> Array:
         for h in steps:
             result[:, h] = chosen[h % period] @ weights
     return result
+
+
+def residual_quantiles(column: Array, weights: Array, levels: tuple[float, ...]) -> Array:
+    """Quantiles (Q, H) of what a linear part (H, L) leaves over, in deviations of each window."""
+    horizon, window = weights.shape
+    parts = []
+    for x, y in pairs(column, window, horizon):
+        scale = np.sqrt(x.var(axis=1, keepdims=True) + VARIANCE_FLOOR)
+        parts.append((y - x @ weights.T) / scale)
+    quantiles: Array = np.quantile(np.concatenate(parts), levels, axis=0)
+    return quantiles
