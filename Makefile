@@ -25,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check lint layout types imports format hooks train evaluate export bench load clean
+.PHONY: help install serve test check lint layout types imports format hooks train evaluate floors export bench load clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -64,6 +64,9 @@ train: $(DEVELOPMENT) ## Train a model: make train CONFIG=training/configs/NAME.
 
 evaluate: $(DEVELOPMENT) ## Evaluate a trained model: make evaluate CONFIG=...
 	$(BIN)/seqtrain evaluate $(call config) $(ARGS)
+
+floors: $(DEVELOPMENT) ## Compute what a model has to beat: make floors CONFIG=...
+	$(BIN)/seqtrain floors $(call config) $(ARGS)
 
 export: $(DEVELOPMENT) ## Export a trained model to exported/: make export CONFIG=...
 	$(BIN)/seqtrain export $(call config) $(ARGS)
