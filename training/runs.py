@@ -11,11 +11,12 @@ import msgspec
 
 from training.config import ConfigError, Record
 from training.forecast.config import ForecastRun
+from training.ner.config import NerRun
 from training.next_word.config import NextWordRun
 from training.sentiment.config import SentimentRun
 from training.weekend_planner.config import WeekendPlannerRun
 
-Run = ForecastRun | NextWordRun | SentimentRun | WeekendPlannerRun
+Run = NerRun | ForecastRun | NextWordRun | SentimentRun | WeekendPlannerRun
 
 
 def load(path: Path) -> Run:

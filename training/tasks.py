@@ -12,6 +12,8 @@ from training.export.runtime import LoadedGraph
 from training.floors import Floors
 from training.forecast import task as forecast
 from training.forecast.config import ForecastRun
+from training.ner import task as ner
+from training.ner.config import NerRun
 from training.next_word import task as next_word
 from training.next_word.config import NextWordRun
 from training.runs import Run
@@ -51,6 +53,7 @@ class Task(Protocol):
 
 _TASKS: dict[type[Run], Task] = {
     ForecastRun: forecast,
+    NerRun: ner,
     NextWordRun: next_word,
     SentimentRun: sentiment,
     WeekendPlannerRun: weekend_planner,
