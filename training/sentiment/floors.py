@@ -21,7 +21,7 @@ from service.contract import Metric
 from training.floors import Floors
 from training.sentiment import quality
 from training.sentiment.config import SentimentRun
-from training.sentiment.data import Texts, load
+from training.sentiment.data import Data, Texts, load
 
 Words = Sequence[str]
 Table = npt.NDArray[np.float64]
@@ -41,11 +41,6 @@ class NaiveBayes(msgspec.Struct, frozen=True):
     features: Mapping[str, int]
     ratios: Table
     prior: Table
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return f"naive Bayes on words{' and pairs' if self.pairs else ''}"
 
     def scores(self, texts: Sequence[Words]) -> Table:
         """Log-odds (N, labels) of texts."""
@@ -82,8 +77,17 @@ def _features(words: Words, pairs: bool) -> Iterator[str]:
 
 
 def floors(run: SentimentRun) -> Floors:
-    """See `Task.floors`: naive Bayes on words and on words with pairs, with thresholds set as the model's are."""
-    data = load(run.data)
+    """See `Task.floors`: naive Bayes on the first set of the run alone, and on all of them."""
+    everything = load(run.data)
+    metrics = _floors(everything, ", ".join(run.data.sources))
+    if len(run.data.sources) > 1:
+        first = run.data.sources[:1]
+        metrics += _floors(load(msgspec.structs.replace(run.data, sources=first)), first[0])
+    return Floors(everything.datasets, tuple(metrics))
+
+
+def _floors(data: Data, sources: str) -> list[Metric]:
+    """Naive Bayes on words and on words with pairs, its thresholds set as those of a model are."""
     found: list[Metric] = []
     for pairs in (False, True):
         bayes = fit(data.train, pairs=pairs)
@@ -91,8 +95,9 @@ def floors(run: SentimentRun) -> Floors:
         if not data.exclusive:
             held = bayes.scores(data.held.words)
             thresholds = quality.best_thresholds(held, data.held.targets > 0)
+        method = f"naive Bayes on {'words and pairs' if pairs else 'words'} of {sources}"
         for name, texts in data.valid.items():
             scores, due = bayes.scores(texts.words), texts.targets > 0
             metrics = quality.metrics(name, data.labels, scores, due, thresholds)
-            found += [msgspec.structs.replace(m, floor_name=bayes.name) for m in metrics]
-    return Floors(data.datasets, tuple(found))
+            found += [msgspec.structs.replace(m, floor_name=method) for m in metrics]
+    return found
