@@ -107,28 +107,21 @@ def _sums(column: Array, window: int, horizon: int, *, relative: bool) -> Sums:
 
 
 def _seasonal(gram: Array, cross: Array, period: int, penalty: float) -> Array:
-    """Weights (L, H) that depend on the season of an observation and of a step only, between equal phases.
-
-    An observation counts with its neighbours on both sides, which bear a weight of their own.
-    """
+    """Weights (L, H) that depend on the season of an observation and of a step only, between equal phases."""
     window, horizon = cross.shape
-    seasons, ahead = window // period, -(-horizon // period)
-    lags = window - seasons * period + np.arange(seasons) * period
-    offsets = (-1, 0, 1)
-    # One column for each weight: the observations that it multiplies, of one phase.
-    chosen = np.zeros((period, window, len(offsets) * seasons))
-    for phase in range(period):
-        for i, offset in enumerate(offsets):
-            places = np.clip(lags + phase + offset, 0, window - 1)
-            np.add.at(chosen[phase], (places, i * seasons + np.arange(seasons)), 1.0)
+    seasons = window // period
+    firsts = window - seasons * period + np.arange(seasons) * period  # phase 0 of every season
     result = np.zeros((window, horizon))
-    for season in range(ahead):
-        steps = range(season * period, min(horizon, (season + 1) * period))
-        left = sum(chosen[h % period].T @ gram @ chosen[h % period] for h in steps)
-        right = sum(chosen[h % period].T @ cross[:, h] for h in steps)
-        weights = np.linalg.solve(left + penalty * np.eye(chosen.shape[2]), right)
-        for h in steps:
-            result[:, h] = chosen[h % period] @ weights
+    for start in range(0, horizon, period):
+        steps = range(start, min(horizon, start + period))
+        left, right = penalty * np.eye(seasons), np.zeros(seasons)
+        for step in steps:
+            same = firsts + step - start
+            left = left + gram[np.ix_(same, same)]
+            right = right + cross[same, step]
+        weights = np.linalg.solve(left, right)
+        for step in steps:
+            result[firsts + step - start, step] = weights
     return result
 
 
