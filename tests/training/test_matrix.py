@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,23 @@ Exported = tuple[Bundle, Path]
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+def environ() -> Iterator[pytest.MonkeyPatch]:
+    """Environment variables of this module."""
+    with pytest.MonkeyPatch.context() as environ:
+        yield environ
+
+
+@pytest.fixture(scope="module")
+def exported(
+    tmp_path_factory: pytest.TempPathFactory, environ: pytest.MonkeyPatch
+) -> Callable[[str], Exported]:
     """A configuration made small, trained, and exported; once for all tests."""
     found: dict[str, Exported] = {}
 
     def export(name: str) -> Exported:
         if name not in found:
             directory = tmp_path_factory.mktemp(name)
+            environ.setenv("SEQSERVE_DATA", str(directory))
             run = small(RUNS[name], directory)
             task = task_of(run)
             learner = task.learner(run, Share())
@@ -117,10 +127,10 @@ async def _told(directory: Path, texts: list[dict[str, Any]]) -> list[dict[str, 
             return await asyncio.gather(*(tell(text) for text in texts))
 
 
-def test_small_runs_keep_their_form() -> None:
+def test_small_runs_keep_their_form(tmp_path: Path) -> None:
     """What is made small is size, not kind: the same cells, directions and heads as the real configuration."""
-    for name, run in RUNS.items():
-        encoder = small(run, Path(name)).encoder
+    for run in RUNS.values():
+        encoder = small(run, tmp_path).encoder
         assert type(encoder) is type(run.encoder)
         assert encoder.architecture == run.encoder.architecture
         assert encoder.bidirectional == run.encoder.bidirectional
