@@ -44,7 +44,7 @@ _WORD = re.compile(
     | {_LETTER}+?(?=n['’]t\b)
     | {_LETTER}+(?:['’](?!(?:{_CLITIC}|t)\b){_LETTER}+)*
     | [:;=8][-o^]?[)(DPpO/\\|\]\[]+(?!\w)                         # smileys
-    | <[-_]*[<3]? | [-=]+>
+    | <[-_]*[<3]? | [-=]{{1,20}}>
     | [.!?]{{2,}} | ([-_=*~^&+\#<>$/\\|,'"`])\1+                  # a mark as often as it is repeated
     | \S""",
     re.VERBOSE | re.IGNORECASE,

@@ -20,6 +20,7 @@ from service.contract import (
     Golden,
     GoldenCase,
     ModelConfig,
+    Ner,
     NextWord,
     Provenance,
     StateTensor,
@@ -33,6 +34,8 @@ from service.contract import (
 OPSET = 20
 WORDS = ["<unk>", "<eos>", "the", "cat", "sat", "on", "a", "mat", ".", "dog", "@-@", "3"]
 CHARACTERS = "\n theacsonm."
+TAGGED = ("<unk>", "Ann", "Lee", "saw", "Paris")
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 HIDDEN, EMBEDDING, TOP_K = 8, 6, 6
 
 
@@ -278,6 +281,46 @@ def language_model(root: Path, **changes: Any) -> Path:
         "extra_files": {"tokenizer.json": tokenizer()},
     }
     return write_model(root, changes.pop("name", "language"), graph, **(arguments | changes))
+
+
+def tagger(root: Path, **changes: Any) -> Path:
+    """Tags each word of `TAGGED` by itself: Ann begins a person, Lee goes on with one, Paris is a place."""
+    sure = np.full((len(TAGGED), len(TAGS)), 0.02, np.float32)
+    for word, tag in enumerate(("O", "B-PER", "I-PER", "O", "B-LOC")):
+        sure[word, TAGS.index(tag)] = 0.92
+    i64 = TensorProto.INT64
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["sure", "words"], ["scores"])],
+        "tagger",
+        [
+            helper.make_tensor_value_info("words", i64, ["B", "T"]),
+            helper.make_tensor_value_info("characters", i64, ["B", "T", 4]),
+            helper.make_tensor_value_info("lengths", TensorProto.INT32, ["B"]),
+        ],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["B", "T", len(TAGS)])],
+        [numpy_helper.from_array(sure, "sure")],
+    )
+    case = GoldenCase(
+        inputs={"words": [1, 3], "characters": [[2, 3, 3, 0], [1, 1, 1, 0]]},
+        split=(1, 1),
+        outputs={"scores": sure[[1, 3]].tolist()},
+        state={},
+    )
+    allowed = tuple(
+        tuple(float(not b.startswith("I-") or a[2:] == b[2:]) for b in TAGS) for a in TAGS
+    )
+    arguments: dict[str, Any] = {
+        "task": Ner(labels=TAGS, transitions=allowed, vocab_size=len(TAGGED), characters="An"),
+        "inputs": (
+            Tensor(name="words", dtype="int64"),
+            Tensor(name="characters", dtype="int64", shape=(4,)),
+        ),
+        "outputs": (Tensor(name="scores", dtype="float32", shape=(len(TAGS),)),),
+        "state": (),
+        "golden": Golden(cases=(case,)),
+        "extra_files": {"tokenizer.json": tokenizer(TAGGED)},
+    }
+    return write_model(root, changes.pop("name", "tagger"), graph, **(arguments | changes))
 
 
 def character_model(root: Path) -> Path:
