@@ -52,7 +52,7 @@ class RecurrentConfig(Record, frozen=True, kw_only=True, tag="recurrent", tag_fi
     def in_words(self) -> str:
         """One line for people."""
         both = "bidirectional " if self.bidirectional else ""
-        return f"{both}`{self.cell}`, {self.num_layers} layers of {self.hidden_size}"
+        return f"{both}`{self.cell}`, {_layers(self.num_layers)} of {self.hidden_size}"
 
 
 class TransformerConfig(Record, frozen=True, kw_only=True, tag="transformer", tag_field="kind"):
@@ -95,10 +95,14 @@ class TransformerConfig(Record, frozen=True, kw_only=True, tag="transformer", ta
     def in_words(self) -> str:
         """One line for people."""
         reach = "the whole text" if self.bidirectional else f"the last {self.window} positions"
-        return f"Transformer, {self.num_layers} layers of {self.width}, {self.heads} heads, over {reach}"
+        return f"Transformer, {_layers(self.num_layers)} of {self.width}, {self.heads} heads, over {reach}"
 
 
 EncoderConfig = RecurrentConfig | TransformerConfig
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
 
 
 class TrainingConfig(Record, frozen=True, kw_only=True):
