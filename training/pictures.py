@@ -1,4 +1,4 @@
-"""How every picture looks: one colour for each architecture, drawn without a display, the same bytes from the same numbers."""
+"""How every picture looks: one colour for each architecture, no display needed, the same file from the same numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ _DPI = 110
 _SOURCE = "Source"
 
 
-def figure(columns: int = 1, rows: int = 1, *, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def figure(
+    columns: int = 1, rows: int = 1, *, size: tuple[float, float]
+) -> tuple[Figure, list[Axes]]:
     """An empty picture.
 
     Args:

@@ -99,7 +99,7 @@ def run(experiment: Experiment[Any, Any], directory: Path) -> Path:
 
 def picture(experiment: Experiment[Any, Any], directory: Path) -> Path:
     """Draw the numbers that are there; the file says which numbers it shows by their SHA-256."""
-    result, settings, findings = read(experiment, directory)
+    _, settings, findings = read(experiment, directory)
     source = digest(numbers_file(experiment, directory).read_bytes())
     path = picture_file(experiment, directory)
     return pictures.save(experiment.draw(settings, findings), path, source)
