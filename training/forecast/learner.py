@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from service.contract import Dataset
 from training import floors
+from training.data.download import DataError
 from training.forecast import skip
 from training.forecast.config import ForecastRun
 from training.forecast.data import Series, filled
@@ -35,6 +36,16 @@ class ForecastLearner:
     files: Mapping[str, bytes] = {}
 
     def __init__(self, run: ForecastRun, series: Series, part: Share) -> None:
+        train = series.values[slice(*series.parts["train"])]
+        window, horizon = run.model.window, run.model.horizon
+        self._length = window + run.data.forecasts - 1
+        self._starts = len(train) - self._length - horizon + 1
+        start, stop = series.parts["valid"]
+        if self._starts < 1 or stop - start < horizon:
+            raise DataError(
+                f"{series.dataset.name}: {len(series.values)} rows are too few for a window of {window}, "
+                f"{run.data.forecasts} forecasts and a horizon of {horizon}"
+            )
         torch.manual_seed(run.seed)
         self._model = ForecastModel(run.model, run.encoder, len(series.columns), run.data.context)
         fit_constants(self._model, run, series)
@@ -45,16 +56,8 @@ class ForecastLearner:
         self.floor = f"MSE {floors.in_words(floors.best(mse.name, mse.split, self.datasets))}"
         self._run = run
         self._share = part
-        train = series.values[slice(*series.parts["train"])]
         self._train = torch.from_numpy(train.astype(np.float32))
-        start, stop = series.parts["valid"]
-        self._valid = torch.from_numpy(
-            series.values[start - run.model.window : stop].astype(np.float32)
-        )
-        self._length = run.model.window + run.data.forecasts - 1
-        self._starts = len(train) - self._length - run.model.horizon + 1
-        if self._starts < 1:
-            raise ValueError("the train part is shorter than a window and its forecasts")
+        self._valid = torch.from_numpy(series.values[start - window : stop].astype(np.float32))
         learnt = run.training.batch_size * run.data.forecasts
         self.steps_per_epoch = max(1, self._starts // learnt)
 

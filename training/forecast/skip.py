@@ -56,7 +56,7 @@ def solve(series: Array, window: int, horizon: int, config: SkipConfig) -> Array
     windows = count * len(sums)
     shared = np.zeros((window, horizon))
     if config.period:
-        shared += _seasonal(gram, cross, config.period, config.ridge * windows)
+        shared += seasonal(gram, cross, config.period, config.ridge * windows)
     shared += ridge(gram, cross - gram @ shared, config.ridge * windows)
     weights = []
     for own_gram, own_cross in sums:
@@ -106,7 +106,7 @@ def _sums(column: Array, window: int, horizon: int, *, relative: bool) -> Sums:
     return gram, cross
 
 
-def _seasonal(gram: Array, cross: Array, period: int, penalty: float) -> Array:
+def seasonal(gram: Array, cross: Array, period: int, penalty: float) -> Array:
     """Weights (L, H) that depend on the season of an observation and of a step only, between equal phases."""
     window, horizon = cross.shape
     seasons = window // period

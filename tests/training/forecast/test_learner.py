@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tests.training.forecast.conftest import waves
+from training.data.download import DataError
+from training.forecast.config import ForecastRun
+from training.forecast.learner import ForecastLearner
+from training.trainer import Share
+
+
+def test_a_batch_is_a_function_of_the_step(run: Callable[..., ForecastRun]) -> None:
+    one, other = (ForecastLearner(run(), waves(), Share()) for _ in range(2))
+    other.batch(1)
+    for found, due in zip(one.batch(3), other.batch(3), strict=True):
+        torch.testing.assert_close(found, due, equal_nan=True)
+    assert not torch.equal(one.batch(3)[1], one.batch(4)[1])
+
+
+def test_processes_share_a_batch(run: Callable[..., ForecastRun]) -> None:
+    whole = ForecastLearner(run(), waves(), Share()).batch(2)
+    parts = [ForecastLearner(run(), waves(), Share(rank, 3)).batch(2) for rank in range(3)]
+    for i, full in enumerate(whole):
+        rows = sorted(tuple(r.flatten().nan_to_num(9.9).tolist()) for r in full)
+        mine = [r for part in parts for r in part[i]]
+        assert sorted(tuple(r.flatten().nan_to_num(9.9).tolist()) for r in mine) == rows
+
+
+def test_the_future_follows_the_window_and_is_whole(run: Callable[..., ForecastRun]) -> None:
+    x, future = ForecastLearner(run(), waves(), Share()).batch(0)
+    # A window of 12, 4 forecasts of 5 steps.
+    assert (x.shape, future.shape) == ((6, 15, 2), (6, 8, 2))
+    assert not future.isnan().any()
+    assert 0.02 < x.isnan().float().mean() < 0.3
+    known = ~x[:, 12:].isnan()
+    torch.testing.assert_close(x[:, 12:][known], future[:, :3][known])
+
+
+def test_only_the_train_part_is_learnt_from(run: Callable[..., ForecastRun]) -> None:
+    series = waves()
+    series.values[240:] = 1e9  # beyond the train part
+    learner = ForecastLearner(run(), series, Share())
+    for step in range(20):
+        x, future = learner.batch(step)
+        assert x.nan_to_num().abs().max() < 1e3
+        assert future.abs().max() < 1e3
+
+
+def test_a_series_too_short_is_refused(run: Callable[..., ForecastRun]) -> None:
+    with pytest.raises(DataError, match="30 rows are too few for a window of 12"):
+        ForecastLearner(run(), waves(rows=30), Share())
