@@ -25,7 +25,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install serve test check lint layout types imports format hooks train evaluate floors export bench load clean
+.PHONY: help install serve test check lint layout types imports format hooks train evaluate floors export models bench load clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -70,6 +70,16 @@ floors: $(DEVELOPMENT) ## Compute what a model has to beat: make floors CONFIG=.
 
 export: $(DEVELOPMENT) ## Export a trained model to exported/: make export CONFIG=...
 	$(BIN)/seqtrain export $(call config) $(ARGS)
+
+# Every model of exported/, in the order of what they build on.
+SHIPPED := weekend_planner next_word_lstm next_word_transformer next_character_gru \
+	sentiment_bidirectional sentiment_gru ner_bidirectional ner_lstm \
+	forecast_gru forecast_transformer forecast_etth1_96 forecast_etth1_univariate
+
+models: $(DEVELOPMENT) ## Train and export every model of exported/ again; takes hours
+	@set -e; for name in $(SHIPPED); do config=training/configs/$$name.toml; \
+		if grep -q '^\[training\]' $$config; then $(BIN)/seqtrain fit $$config $(ARGS); fi; \
+		$(BIN)/seqtrain export $$config $(ARGS); done
 
 bench: $(DEVELOPMENT) ## Measure; writes benchmarks/results/
 	$(BIN)/python -m benchmarks $(ARGS)

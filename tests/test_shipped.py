@@ -1,0 +1,35 @@
+"""What `make models` rebuilds is what exported/ holds, and it stays small enough to be cloned."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from service.contract import CONFIG_FILE, decode_config
+from training.runs import load
+
+ROOT = Path(__file__).parents[1]
+LIMIT = 40 * 2**20
+
+
+def shipped() -> dict[str, str]:
+    """Configuration of each shipped model, by the model's name."""
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    match = re.search(r"^SHIPPED := (.*)$", makefile, re.MULTILINE)
+    assert match is not None
+    return {load(ROOT / "training" / "configs" / f"{c}.toml").name: c for c in match[1].split()}
+
+
+def test_make_models_rebuilds_what_is_exported() -> None:
+    exported = {path.parts[-3] for path in (ROOT / "exported").glob(f"*/*/{CONFIG_FILE}")}
+    assert shipped().keys() == exported
+
+
+def test_a_sibling_that_can_be_stepped_is_exported_too() -> None:
+    for name in shipped():
+        config = decode_config((ROOT / "exported" / name / "1" / CONFIG_FILE).read_bytes())
+        assert config.streaming or config.streaming_sibling in shipped()
+
+
+def test_all_models_together_are_small() -> None:
+    assert sum(p.stat().st_size for p in (ROOT / "exported").rglob("*") if p.is_file()) < LIMIT
