@@ -12,6 +12,7 @@ from training.forecast.config import ForecastRun
 from training.forecast.data import Array, Series, filled
 from training.forecast.skip import Sums, pairs, ridge, total
 
+_SHOWN = 3
 _PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10_000.0)
 
 
@@ -71,8 +72,10 @@ def named(run: ForecastRun, series: Series, part: str, errors: Errors) -> tuple[
 
 
 def split(series: Series, part: str) -> str:
-    """Name of a part of a series, with its columns."""
-    return f"{series.dataset.name} {part}, {', '.join(series.columns)}"
+    """Name of a part of a series, with its columns or their number."""
+    columns = series.columns
+    shown = ", ".join(columns) if len(columns) <= _SHOWN else f"{len(columns)} columns"
+    return f"{series.dataset.name} {part}, {shown}"
 
 
 def measured(method: Method, run: ForecastRun, series: Series, part: str) -> Errors:
