@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+
+Array = npt.NDArray[Any]
 
 ARCHITECTURES = ("rnn", "gru", "lstm", "transformer")
 NAMES = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM", "transformer": "Transformer"}
@@ -15,7 +19,7 @@ NAMES = {"rnn": "RNN", "gru": "GRU", "lstm": "LSTM", "transformer": "Transformer
 COLOURS = {"rnn": "#d55e00", "gru": "#e69f00", "lstm": "#0072b2", "transformer": "#009e73"}
 GREY = "#777777"
 MARKERS = {"rnn": "o", "gru": "^", "lstm": "s", "transformer": "D"}
-_DPI = 110
+DPI = 110
 _SOURCE = "Source"
 
 
@@ -43,7 +47,7 @@ def figure(
 
 def save(drawn: Figure, path: Path, source: str) -> Path:
     """Write a PNG file that names what it was drawn from; no date and no version in it."""
-    drawn.savefig(path, dpi=_DPI, metadata={"Software": None, _SOURCE: source})
+    drawn.savefig(path, dpi=DPI, metadata={"Software": None, _SOURCE: source})
     return path
 
 

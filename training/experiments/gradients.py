@@ -8,7 +8,7 @@ backpropagation on where the gradient ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -145,7 +145,8 @@ class NormalisedElman(nn.Module):
         super().__init__()
         # The start of torch's own recurrent layers.
         layer = nn.RNN(width_in, hidden_size)
-        self.weight_in, self.weight_hidden = layer.weight_ih_l0, layer.weight_hh_l0
+        self.weight_in: Tensor = layer.weight_ih_l0
+        self.weight_hidden: Tensor = layer.weight_hh_l0
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -227,14 +228,12 @@ def _norms(settings: Settings, variant: Variant, window: int, seed: int) -> Arra
     scores, states = network(x, window)
     parts = [part for state in states for part in state]
     loss = functional.cross_entropy(scores, labels, reduction="sum")
-    gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, parts, allow_unused=True)
-    found = [
-        x.new_zeros(len(x)) if gradient is None else gradient.flatten(1).norm(dim=1)
-        for gradient in gradients
-    ]
-    norms = torch.stack(found, dim=1).unflatten(1, (settings.steps, -1)).norm(dim=2)
-    found_norms: Array = norms.flip(1).numpy()
-    return found_norms
+    # Zeros where no gradient comes.
+    gradients = torch.autograd.grad(loss, parts, allow_unused=True, materialize_grads=True)
+    squares = torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients])
+    by_step = squares.reshape(settings.steps, -1, len(x)).sum(dim=1).sqrt()
+    norms: Array = by_step.T.flip(1).numpy()
+    return norms
 
 
 def _start(settings: Settings, variant: Variant, seed: int) -> tuple[Network, Tensor, Tensor]:

@@ -38,6 +38,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         files: Further files that the service reads.
         measure: Quality of the loaded graph.
         card: Sections of the model card between its title and the table of quality.
+        curve: Picture of the training for the card, PNG; empty if nothing was logged.
     """
 
     config: ModelConfig
@@ -48,6 +49,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     golden_outputs: tuple[str, ...]
     measure: Callable[[LoadedGraph], tuple[Metric, ...]]
     card: str
+    curve: bytes = b""
     files: dict[str, bytes] = {}
 
 

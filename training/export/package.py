@@ -26,6 +26,9 @@ from training.export.bundle import Bundle
 from training.export.golden import golden
 from training.export.runtime import LoadedGraph
 
+# Beside the card, which shows it; the service does not read it.
+CURVE_FILE = "curve.png"
+
 
 def write(bundle: Bundle, root: Path) -> Path:
     """Check a model and write it to `<root>/<name>/<version>`, replacing what is there.
@@ -51,6 +54,8 @@ def write(bundle: Bundle, root: Path) -> Path:
             (new / name).write_bytes(content)
         (new / CONFIG_FILE).write_bytes(encode(config))
         (new / CARD_FILE).write_text(card(bundle, config, files, difference))
+        if bundle.curve:
+            (new / CURVE_FILE).write_bytes(bundle.curve)
         if target.exists():
             # A directory cannot be replaced in one step; the old one waits beside the new one.
             target.rename(Path(temporary) / "old")
@@ -97,6 +102,7 @@ def card(bundle: Bundle, config: ModelConfig, files: dict[str, bytes], differenc
             f"# {config.name}, version {config.version}\n\n{config.description}.\n\n{bundle.card}",
             "\n## Quality\n\nMeasured on the exported file.\n",
             *quality,
+            *([f"\n![Training curve]({CURVE_FILE})"] if bundle.curve else []),
             f"\nLargest difference between the file and the original model: {difference:.2g}.",
             f"\n## Make it again\n\n```\n{commands}\n```\n",
             *_origin(config),

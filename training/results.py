@@ -1,0 +1,145 @@
+"""The page of results: what was measured, from the files that measuring wrote; no figure is typed in.
+
+Exported models bring their metrics and floors (`provenance` of config.json), experiments their numbers (JSON beside
+the pictures).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from service.contract import CONFIG_FILE, Metric, ModelConfig, decode_config
+from training.experiments import budget
+from training.experiments.catalogue import EXPERIMENTS
+from training.experiments.experiment import Experiment, numbers_file, picture_file, read
+from training.pictures import ARCHITECTURES, NAMES
+from training.targets import TARGETS, Target
+
+PAGE, RESULTS = "results.md", "results"
+_WIDTH = 118
+
+
+def write(exported: Path, docs: Path) -> Path:
+    """Write the page.
+
+    Args:
+        exported: Where the models are.
+        docs: Where the page goes; the experiments' files are in `RESULTS` below it.
+
+    Returns:
+        Path of the page.
+    """
+    path = docs / PAGE
+    path.write_text(page(exported, docs))
+    return path
+
+
+def page(exported: Path, docs: Path) -> str:
+    """The page as Markdown."""
+    models = [
+        decode_config(path.read_bytes()) for path in sorted(exported.glob(f"*/*/{CONFIG_FILE}"))
+    ]
+    parts = [
+        "# Results",
+        "Written by `seqtrain results` from the metrics of the exported models and the numbers of the experiments. "
+        "A floor is the quality of a method without a neural network.",
+        "## Quality of the exported models",
+        _quality(models),
+        *_missing(models),
+        "## The matrix of tasks and architectures",
+        *_matrix(docs / RESULTS),
+        *(part for each in EXPERIMENTS.values() for part in _experiment(each, docs / RESULTS)),
+    ]
+    return "\n\n".join(_laid_out(part) for part in parts) + "\n"
+
+
+def _quality(models: list[ModelConfig]) -> str:
+    rows = [
+        "| task | model | metric | split | value | floor | reach | aim | |",
+        "| --- | --- | --- | --- | ---: | --- | ---: | ---: | --- |",
+    ]
+    for model in models:
+        task = type(model.task).__struct_config__.tag
+        rows += [
+            f"| {task} | {model.name} | {metric.name} | {metric.split} | {metric.value:.4g} | {_floor(metric)} | "
+            f"{_goal(metric)} |"
+            for metric in model.provenance.metrics
+            if metric.floor is not None or _target(metric)
+        ]
+    return "\n".join(rows)
+
+
+def _floor(metric: Metric) -> str:
+    if metric.floor is None:
+        return "not known"
+    return f"{metric.floor:.4g} ({metric.floor_name})"
+
+
+def _goal(metric: Metric) -> str:
+    target = _target(metric)
+    if target is None:
+        return "| | "
+    return f"{target.reach:g} | {target.aim:g} | {target.verdict(metric.value)}"
+
+
+def _target(metric: Metric) -> Target | None:
+    return next((target for target in TARGETS if target.matches(metric)), None)
+
+
+def _missing(models: list[ModelConfig]) -> Iterator[str]:
+    metrics = [metric for model in models for metric in model.provenance.metrics]
+    missing = [t.title for t in TARGETS if not any(t.matches(metric) for metric in metrics)]
+    if missing:
+        yield f"Goals for which no exported model has been measured: {'; '.join(missing)}."
+
+
+def _matrix(results: Path) -> Iterator[str]:
+    experiment = budget.EXPERIMENT
+    if not numbers_file(experiment, results).exists():
+        yield _unmeasured(experiment)
+        return
+    _, settings, findings = read(experiment, results)
+    yield (
+        "Best value on the validation data over the run of each cell, as logged in training; a dash where there is no "
+        "run. [How it went](#architectures-over-training) shows the budgets."
+    )
+    rows = [
+        f"| task | measure | {' | '.join(NAMES[name] for name in ARCHITECTURES)} |",
+        f"| --- | --- |{' ---: |' * len(ARCHITECTURES)}",
+    ]
+    for task, row in zip(settings.tasks, findings.rows, strict=True):
+        found = {curve.architecture: f"{budget.best(task, curve):.4g}" for curve in row.curves}
+        cells = " | ".join(found.get(name, "–") for name in ARCHITECTURES)
+        rows.append(f"| {task.title} | {budget.measure_of(task)} | {cells} |")
+    yield "\n".join(rows)
+
+
+def _experiment(experiment: Experiment[Any, Any], results: Path) -> Iterator[str]:
+    yield f"## {experiment.title}"
+    if not numbers_file(experiment, results).exists():
+        yield _unmeasured(experiment)
+        return
+    result, settings, findings = read(experiment, results)
+    picture = picture_file(experiment, results).name
+    yield f"![{experiment.title}]({RESULTS}/{picture})"
+    yield from experiment.describe(settings, findings).split("\n\n")
+    versions = ", ".join(f"{name} {result.versions[name]}" for name in ("torch", "onnxruntime"))
+    numbers = numbers_file(experiment, results).name
+    yield (
+        f"`seqtrain experiment {experiment.name}`: {result.cpu_s:,.0f} s of one thread of {result.cpu}, {versions}; "
+        f"[numbers]({RESULTS}/{numbers})."
+    )
+
+
+def _unmeasured(experiment: Experiment[Any, Any]) -> str:
+    return f"Not measured yet; run `seqtrain experiment {experiment.name}`."
+
+
+def _laid_out(part: str) -> str:
+    """A paragraph in lines; tables, lists, headings and pictures stay as they are."""
+    if part.startswith(("|", "- ", "#", "!")):
+        return part
+    return textwrap.fill(part, _WIDTH, break_long_words=False, break_on_hyphens=False)
