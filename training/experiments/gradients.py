@@ -144,9 +144,8 @@ class NormalisedElman(nn.Module):
     def __init__(self, width_in: int, hidden_size: int) -> None:
         super().__init__()
         # The start of torch's own recurrent layers.
-        layer = nn.RNN(width_in, hidden_size)
-        self.weight_in: Tensor = layer.weight_ih_l0
-        self.weight_hidden: Tensor = layer.weight_hh_l0
+        weights = dict(nn.RNN(width_in, hidden_size).named_parameters())
+        self.weight_in, self.weight_hidden = weights["weight_ih_l0"], weights["weight_hh_l0"]
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -254,9 +253,10 @@ def _clipping(settings: Settings, radius: float) -> Clipping:
         weight = dict(network.step.named_parameters())["layers.0.weight_hh_l0"].detach()
         weight *= radius / torch.linalg.eigvals(weight).abs().max()
         torch.autograd.backward(functional.cross_entropy(network(x)[0], labels))
-        parameters = [p for p in network.parameters() if p.grad is not None]
+        parameters = tuple(network.parameters())
         norms.append(float(nn.utils.clip_grad_norm_(parameters, settings.clip_norm)))
-        applied.append(float(nn.utils.get_total_norm([p.grad for p in parameters])))
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        applied.append(float(nn.utils.get_total_norm(gradients)))
     return Clipping(
         spectral_radius=radius,
         norm=_short(_geometric_mean(np.array(norms)[:, None]))[0],
