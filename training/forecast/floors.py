@@ -47,19 +47,27 @@ Method = Callable[[int, Array], Array]
 
 
 def floors(run: ForecastRun, series: Series) -> tuple[Metric, ...]:
-    """MSE and MAE of every simple method on valid and test, under the names of `named`."""
+    """MSE and MAE of every simple method on valid and test, under the names of `named`; pinball loss of ridge."""
     horizon, period, window = run.model.horizon, series.period, run.model.window
     methods: dict[str, Method] = {f"ridge on the last {window}": ridge_on_window(run, series)}
     methods["last observation"] = lambda _, x: np.repeat(x[:, -1:], horizon, axis=1)
     if period <= window:
         place = np.arange(horizon) % period - period
         methods[f"last season of {period}"] = lambda _, x: x[:, place]
-    return tuple(
+    errors = [
         msgspec.structs.replace(metric, floor_name=name)
         for name, method in methods.items()
         for part in ("test", "valid")
         for metric in named(run, series, part, measured(method, run, series, part))
+    ]
+    (ridge_name, method), *_ = methods.items()
+    pinball = Metric(
+        name=f"pinball H={horizon}",
+        split=split(series, "test"),
+        value=measured_pinball(method, run, series),
+        floor_name=f"{ridge_name}, with quantiles of its errors on train",
     )
+    return (*errors, pinball)
 
 
 def named(run: ForecastRun, series: Series, part: str, errors: Errors) -> tuple[Metric, ...]:
@@ -84,6 +92,24 @@ def measured(method: Method, run: ForecastRun, series: Series, part: str) -> Err
     for column, x, y in _windows(run, series, part):
         sums.add(method(column, x), y)
     return sums.errors()
+
+
+def measured_pinball(method: Method, run: ForecastRun, series: Series) -> float:
+    """Mean pinball loss on test of a method with the quantiles of its errors on train around every forecast."""
+    levels = np.array(run.model.quantiles)[:, None, None]
+    left: dict[int, list[Array]] = {}
+    for column, x, y in _windows(run, series, "train"):
+        left.setdefault(column, []).append(y - method(column, x))
+    offsets = {
+        column: np.nanquantile(np.concatenate(parts), run.model.quantiles, axis=0)[:, None]
+        for column, parts in left.items()
+    }
+    total, known = 0.0, 0
+    for column, x, y in _windows(run, series, "test"):
+        error = y - (method(column, x) + offsets[column])  # (Q, M, H)
+        total += float(np.nansum(np.maximum(levels * error, (levels - 1) * error)))
+        known += int((~np.isnan(error)).sum())
+    return total / known
 
 
 def ridge_on_window(run: ForecastRun, series: Series) -> Method:
@@ -136,7 +162,7 @@ def _windows(run: ForecastRun, series: Series, part: str) -> Iterator[tuple[int,
     values = series.standardised()
     known = filled(values)
     for column in range(values.shape[1]):
-        rows = slice(start - window, stop)
+        rows = slice(max(0, start - window), stop)
         x_parts = pairs(known[rows, column], window, horizon)
         y_parts = pairs(values[rows, column], window, horizon)
         for (x, _), (_, y) in zip(x_parts, y_parts, strict=True):

@@ -11,7 +11,7 @@ from tests.training.forecast.conftest import waves
 from training.forecast import data
 from training.forecast.config import DataConfig, ForecastRun
 from training.forecast.data import Series, filled
-from training.forecast.floors import floors, measured, ridge_on_window
+from training.forecast.floors import floors, measured, measured_pinball, ridge_on_window
 
 
 def test_errors_are_means_over_windows_steps_and_columns(run: Callable[..., ForecastRun]) -> None:
@@ -45,6 +45,14 @@ def test_ridge_knows_a_level_that_is_not_zero(run: Callable[..., ForecastRun]) -
     levels = [measured(ridge_on_window(run(), s), run(), s, "test").mse for s in (series, shifted)]
     assert levels[0] == pytest.approx(levels[1], rel=1e-3)
     assert levels[0] < 0.5
+
+
+def test_quantiles_of_pure_noise_cost_what_they_must(run: Callable[..., ForecastRun]) -> None:
+    noise = np.random.default_rng(1).standard_normal((4000, 2))
+    series = msgspec.structs.replace(waves(4000), values=noise)
+    nothing = measured_pinball(lambda _, x: np.zeros((len(x), 5)), run(quantiles=(0.5,)), series)
+    # Half the mean absolute value of a normal variable around its median, in deviations.
+    assert nothing == pytest.approx(0.5 * np.sqrt(2 / np.pi), rel=0.05)
 
 
 @pytest.mark.skipif(not os.environ.get("SEQSERVE_DATA"), reason="needs the real series")
