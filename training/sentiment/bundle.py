@@ -81,7 +81,8 @@ def measure(graph: LoadedGraph, data: Data, tokenizer: bytes) -> tuple[Metric, .
     found: list[Metric] = []
     for name, texts in data.valid.items():
         scores = scores_of(graph, vocabulary.encode(ids, texts.words))
-        found += quality.metrics(name, data.labels, scores, texts.targets > 0, thresholds)
+        limits = None if name in data.single else thresholds
+        found += quality.metrics(name, data.labels, scores, texts.targets > 0, limits)
     return tuple(found)
 
 

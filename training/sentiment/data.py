@@ -68,6 +68,7 @@ class Data(msgspec.Struct, frozen=True, kw_only=True):
         train: To set weights on.
         held: To set thresholds on; none where labels are exclusive.
         valid: To measure on, by name of the set; the first one counts.
+        single: Names of the sets whose texts have one label each.
         datasets: Where they come from.
     """
 
@@ -76,10 +77,11 @@ class Data(msgspec.Struct, frozen=True, kw_only=True):
     train: Texts
     held: Texts
     valid: Mapping[str, Texts]
+    single: frozenset[str]
     datasets: tuple[Dataset, ...]
 
 
-def _goemotions(content: bytes) -> bytes:
+def from_goemotions(content: bytes) -> bytes:
     """`text, label numbers, id` as `label names, text` under a header."""
     lines = [line.split("\t") for line in content.decode().removesuffix("\n").split("\n")]
     named = (
@@ -89,7 +91,7 @@ def _goemotions(content: bytes) -> bytes:
     return "".join(f"{a}\t{b}\n" for a, b in (("labels", "text"), *named)).encode()
 
 
-def _sst(content: bytes) -> bytes:
+def from_sst(content: bytes) -> bytes:
     """`label text` as `label, text` under a header."""
     lines = content.decode().removesuffix("\n").split("\n")
     return "".join(
@@ -98,9 +100,10 @@ def _sst(content: bytes) -> bytes:
 
 
 class _Set(msgspec.Struct, frozen=True, kw_only=True):
-    """A set: its licence, its files by part, and where files can be had."""
+    """A set: its licence, its files by part, where files can be had, and whether each text has one label."""
 
     licence: str
+    single: bool = True
     files: Mapping[str, str]
     public: Mapping[str, Source] = {}
 
@@ -108,17 +111,18 @@ class _Set(msgspec.Struct, frozen=True, kw_only=True):
 _SETS: dict[SourceName, _Set] = {
     "goemotions-sentiment": _Set(
         licence="CC BY 4.0 (Google; Demszky et al. 2020)",
+        single=False,
         files={"train": "train.tsv", "valid": "valid.tsv"},
         public={
             "train.tsv": Source(
                 url=_GOEMOTIONS + "train.tsv",
                 sha256="dacff3bd980941b91013cef16aaddca6e9c5938b131c52a233e2f20e9a03337e",
-                convert=_goemotions,
+                convert=from_goemotions,
             ),
             "valid.tsv": Source(
                 url=_GOEMOTIONS + "dev.tsv",
                 sha256="6c8c9b2c32662bf87ac7282cf0f25e87af8dc5c24fa1afae54d82dfc27997d8a",
-                convert=_goemotions,
+                convert=from_goemotions,
             ),
         },
     ),
@@ -133,12 +137,12 @@ _SETS: dict[SourceName, _Set] = {
             "train.tsv": Source(
                 url=_SST + "stsa.binary.train",
                 sha256="c7686eec29f0cd95ddccacd4e82fdc2f4e65274d1742fe0308c47f948163ea72",
-                convert=_sst,
+                convert=from_sst,
             ),
             "valid.tsv": Source(
                 url=_SST + "stsa.binary.dev",
                 sha256="551d775a4c07f9103c09ef2f6da0feb818c5bb01e124a685f171b5d084af6432",
-                convert=_sst,
+                convert=from_sst,
             ),
         },
     ),
@@ -183,6 +187,7 @@ def load(config: DataConfig, environ: Mapping[str, str] = os.environ) -> Data:
         train=_texts(learnt, config.labels),
         held=_texts(held, config.labels),
         valid={name: _texts(texts, config.labels) for name, texts in valid.items()},
+        single=frozenset(name for name in valid if config.exclusive or _SETS[name].single),
         datasets=tuple(
             Dataset(name=name, licence=_SETS[name].licence, sha256=files)
             for name, files in digests.items()

@@ -98,6 +98,7 @@ def _floors(data: Data, sources: str) -> list[Metric]:
         method = f"naive Bayes on {'words and pairs' if pairs else 'words'} of {sources}"
         for name, texts in data.valid.items():
             scores, due = bayes.scores(texts.words), texts.targets > 0
-            metrics = quality.metrics(name, data.labels, scores, due, thresholds)
+            limits = None if name in data.single else thresholds
+            metrics = quality.metrics(name, data.labels, scores, due, limits)
             found += [msgspec.structs.replace(m, floor_name=method) for m in metrics]
     return found

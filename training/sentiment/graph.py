@@ -56,14 +56,14 @@ def _valid(graph: GraphBuilder, tokens: str, lengths: str) -> str:
     return graph.node("Unsqueeze", inside, graph.constant([2]))
 
 
-def _zero(graph: GraphBuilder) -> str:
-    return graph.constant(np.zeros((), np.float32))
+def _number(graph: GraphBuilder, value: float) -> str:
+    return graph.constant(np.full((), value, np.float32))
 
 
 def _pool_max(graph: GraphBuilder, pooling: nn.Module, x: str, valid: str, *, whole: bool) -> str:
     """See `MaxPooling`: up to each position (B, T, D), of the whole text (B, 1, D)."""
     assert isinstance(pooling, MaxPooling)
-    masked = graph.node("Where", valid, x, _zero(graph))
+    masked = graph.node("Where", valid, x, _number(graph, 0))
     if whole:
         return graph.node("Relu", graph.node("ReduceMax", masked, graph.constant([1])))
     (before,) = _inputs(graph, pooling)
@@ -105,27 +105,35 @@ def _pool_attention(
     score = graph.weight("pooling.score", array(pooling.score.weight).T)
     hidden = graph.node("Tanh", _linear(graph, "pooling.hidden", pooling.hidden, x))
     weights = graph.node("Exp", graph.node("MatMul", hidden, score))
-    weights = graph.node("Where", valid, weights, _zero(graph))
-    weighted = graph.node("Mul", weights, graph.node("Where", valid, x, _zero(graph)))
+    weights = graph.node("Where", valid, weights, _number(graph, 0))
+    weighted = graph.node("Mul", weights, graph.node("Where", valid, x, _number(graph, 0)))
     if whole:
-        sums = [graph.node("ReduceSum", part, graph.constant([1])) for part in (weighted, weights)]
-        return graph.node("Div", *sums)
-    axis = graph.constant(1)
-    running = [
-        graph.node(
-            "Add",
-            graph.node("CumSum", part, axis),
-            graph.node("Unsqueeze", before, graph.constant([1])),
+        # A fresh state: the mean 0 with weight 1.
+        sums, totals = (
+            graph.node("ReduceSum", part, graph.constant([1])) for part in (weighted, weights)
         )
-        for part, before in zip((weighted, weights), _inputs(graph, pooling), strict=True)
-    ]
+        return graph.node("Div", sums, graph.node("Add", totals, _number(graph, 1)))
+    mean, log_weight = (
+        graph.node("Unsqueeze", value, graph.constant([1])) for value in _inputs(graph, pooling)
+    )
+    before = graph.node("Exp", log_weight)
+    sums, totals = (
+        graph.node("Add", start, graph.node("CumSum", part, graph.constant(1)))
+        for start, part in (
+            (graph.node("Mul", before, mean), weighted),
+            (before, weights),
+        )
+    )
+    pooled = graph.node("Div", sums, totals)
     # Nothing is added beyond the end of a text, so the last position holds what there was at its end.
+    last = graph.constant(-1)
     _outputs(
         graph,
         pooling,
-        *(graph.node("Gather", part, graph.constant(-1), axis=1) for part in running),
+        graph.node("Gather", pooled, last, axis=1),
+        graph.node("Log", graph.node("Gather", totals, last, axis=1)),
     )
-    return graph.node("Div", *running)
+    return pooled
 
 
 def _inputs(graph: GraphBuilder, pooling: MaxPooling | AttentionPooling) -> list[str]:

@@ -71,8 +71,8 @@ class SentimentLearner:
     def _shuffled(self, epoch: int) -> list[npt.NDArray[np.intp]]:
         """Batches of an epoch: texts of one length together, those texts and then the batches in random order."""
         random = np.random.default_rng((self._seed, epoch))
-        order = random.permutation(len(self._texts))[: self._count]
-        order = order[np.argsort(self._lengths[order], kind="stable")]
+        order = random.permutation(len(self._texts))
+        order = order[np.argsort(self._lengths[order], kind="stable")][: self._count]
         batches = [order[i : i + self._rows] for i in range(0, self._count, self._rows)]
         return [batches[i] for i in random.permutation(len(batches))]
 
@@ -87,9 +87,9 @@ class SentimentLearner:
         scalars: dict[str, float] = {}
         for name, texts in self._valid.items():
             due = self._data.valid[name].targets > 0
-            found = quality.metrics(
-                name, self._data.labels, scores_of(self._model, texts), due, thresholds
-            )
+            limits = None if name in self._data.single else thresholds
+            scores = scores_of(self._model, texts)
+            found = quality.metrics(name, self._data.labels, scores, due, limits)
             scalars |= {f"valid/{metric.name} {metric.split}": metric.value for metric in found}
         return scalars
 
@@ -97,7 +97,7 @@ class SentimentLearner:
 def criterion(data: Data) -> tuple[str, str]:
     """Name and split of the measure that says which weights are the best."""
     first = next(iter(data.valid))
-    return "accuracy" if data.exclusive else "macro F1", f"{first} valid"
+    return "accuracy" if first in data.single else "macro F1", f"{first} valid"
 
 
 def thresholds_of(

@@ -46,25 +46,28 @@ class MaxPooling(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """Mean of the features, each with the weight that it earns: `sum_i exp(a_i) h_i / sum_i exp(a_i)`.
+    """Mean of the features, each with the weight that it earns: `sum_i exp(a_i) h_i / (1 + sum_i exp(a_i))`.
 
-    a_i = v . tanh(W h_i + b), Yang et al. 2016; |a_i| is at most the sum of |v|, so that exp(a_i) needs no shift and
-    both sums can be carried on. The state is `weighted` (D,) and `weight` (1,).
+    a_i = v . tanh(W h_i + b), Yang et al. 2016; |a_i| is at most the sum of |v|, so that exp(a_i) needs no shift. The 1
+    belongs to a zero vector before the first word, as the 0 of max pooling does. The state is the mean, `mean` (D,),
+    and the logarithm of its weight, `log_weight` (1,): neither grows with the text as the two sums would.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.states = (StateSpec("weighted", (width,)), StateSpec("weight", (1,)))
+        self.states = (StateSpec("mean", (width,)), StateSpec("log_weight", (1,)))
         self.hidden = nn.Linear(width, width)
         self.score = nn.Linear(width, 1, bias=False)
 
     def forward(self, x: Tensor, valid: Tensor, state: State) -> tuple[Tensor, State]:
         """See `MaxPooling.forward`."""
-        weighted, weight = state
+        mean, log_weight = state
+        before = log_weight.exp()
         weights = self.score(self.hidden(x).tanh()).exp() * valid
-        sums = weighted[:, None] + (weights * x.masked_fill(valid == 0, 0)).cumsum(dim=1)
-        totals = weight[:, None] + weights.cumsum(dim=1)
-        return sums / totals, (sums[:, -1], totals[:, -1])
+        sums = (weights * x.masked_fill(valid == 0, 0)).cumsum(dim=1)
+        totals = before[:, None] + weights.cumsum(dim=1)
+        pooled = ((before * mean)[:, None] + sums) / totals
+        return pooled, (pooled[:, -1], totals[:, -1].log())
 
 
 def make_pooling(kind: Pooling, width: int) -> MaxPooling | AttentionPooling:
