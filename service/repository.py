@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -131,9 +132,14 @@ class Repository:
                 self._entries[entry.name, entry.version] = entry
 
     async def load(self) -> None:
-        """Load all that was found, one after the other in a thread; each is ready as soon as it is."""
-        for entry in self._entries.values():
-            await self._load(entry)
+        """Load all that was found, as many at once as there are processors; each is ready as soon as it is."""
+        free = asyncio.Semaphore(os.cpu_count() or 1)
+
+        async def load(entry: Entry) -> None:
+            async with free:
+                await self._load(entry)
+
+        await asyncio.gather(*(load(entry) for entry in self._entries.values()))
 
     async def _load(self, entry: Entry) -> None:
         started = time.monotonic()
