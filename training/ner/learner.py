@@ -83,6 +83,7 @@ class TaggerLearner:
             ]
             for sentences in data.train
         ]
+        self._mentions = [_mentions(sentences) for sentences in self._train]
         self._valid = [numbers(sentence.words) for sentence in data.valid]
         self._epoch, self._batches = 0, self._planned(0)
         self.steps_per_epoch = len(self._batches)
@@ -109,8 +110,9 @@ class TaggerLearner:
         """Batches of an epoch."""
         random = np.random.default_rng((self._run.seed, epoch))
         by_length: dict[int, list[Arrays]] = {}
-        for sentences in self._train:
-            for text in self._joined(sentences, random):
+        for sentences, mentions in zip(self._train, self._mentions, strict=True):
+            swapped = [self._swapped(s, mentions, random) for s in sentences]
+            for text in self._joined(swapped, random):
                 by_length.setdefault(len(text["tags"]), []).append(text)
         batches: list[list[Arrays]] = []
         for length in sorted(by_length):
@@ -123,9 +125,22 @@ class TaggerLearner:
             ]
         return [batches[i] for i in random.permutation(len(batches))]
 
-    def _joined(
-        self, sentences: Sequence[Arrays], random: np.random.Generator
-    ) -> Iterable[dict[str, Array]]:
+    def _swapped(
+        self, sentence: Arrays, mentions: Mapping[str, list[Arrays]], random: np.random.Generator
+    ) -> Arrays:
+        """A sentence, some of its entities in other words: what is said of one is likely of another."""
+        parts: list[Arrays] = []
+        place = 0
+        for kind, first, end in _spans(sentence):
+            if random.random() < self._run.data.swapped:
+                other = mentions[kind][random.integers(len(mentions[kind]))]
+                parts += [_cut(sentence, place, first), other]
+                place = end
+        if not parts:
+            return sentence
+        return _concatenated([*parts, _cut(sentence, place, len(sentence["tags"]))])
+
+    def _joined(self, sentences: Sequence[Arrays], random: np.random.Generator) -> Iterable[Arrays]:
         """Sentences, some of them with those after them as one text, so that a text need not begin with a sentence."""
         place = 0
         while place < len(sentences):
@@ -133,10 +148,7 @@ class TaggerLearner:
             count = int(random.integers(2, _LONGEST_JOIN + 1)) if more else 1
             group = sentences[place : place + count]
             place += count
-            yield {
-                name: np.concatenate([s[name] for s in group])[: self._run.data.longest]
-                for name in group[0]
-            }
+            yield _cut(_concatenated(group), 0, self._run.data.longest)
 
     def fresh_state(self, step: int) -> State | None:
         """Empty: every text begins afresh."""
@@ -152,6 +164,27 @@ class TaggerLearner:
         due = [sentence.tags for sentence in self._data.valid]
         measured = quality.of_tags(due, found, self._data.split)
         return {f"valid/{metric.name}": metric.value for metric in measured}
+
+
+def _spans(sentence: Arrays) -> list[entities.Span]:
+    return entities.entity_spans([LABELS[tag] for tag in sentence["tags"]])
+
+
+def _mentions(sentences: Iterable[Arrays]) -> dict[str, list[Arrays]]:
+    """The entities of each kind, as often as they occur."""
+    found: dict[str, list[Arrays]] = {}
+    for sentence in sentences:
+        for kind, first, end in _spans(sentence):
+            found.setdefault(kind, []).append(_cut(sentence, first, end))
+    return found
+
+
+def _cut(text: Arrays, first: int, end: int) -> Arrays:
+    return {name: values[first:end] for name, values in text.items()}
+
+
+def _concatenated(parts: Sequence[Arrays]) -> Arrays:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 @torch.no_grad()
