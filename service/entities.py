@@ -128,28 +128,29 @@ class Chain:
 
     def tags(self, filtered: Array) -> list[int]:
         """The likeliest tags (T,) together, from p (T, K)."""
-        backward = self._backward(filtered)
-        best, following = filtered[-1].astype(np.float64), []
+        return self._tags(filtered[-1].astype(np.float64), self._backward(filtered))
+
+    def _tags(self, best: Array, backward: Array) -> list[int]:
+        following: list[list[int]] = []
         for step in backward[::-1]:
             # Probability of the best way from each tag of the word to the end, but for a common factor.
             ways = step * best
-            choice = ways.argmax(axis=1)
-            following.append(choice)
-            best = ways[np.arange(len(choice)), choice]
+            following.append(ways.argmax(axis=1).tolist())
+            best = ways.max(axis=1)
             best /= best.max()
         tags = [int(best.argmax())]
         for choice in reversed(following):
-            tags.append(int(choice[tags[-1]]))
+            tags.append(choice[tags[-1]])
         return tags
 
     def entities(self, filtered: Array) -> list[Entity]:
         """The entities of the likeliest tags, in order, from p (T, K)."""
-        tags = self.tags(filtered)
+        backward = self._backward(filtered)
+        marginals = [filtered[-1].astype(np.float64)]
+        tags = self._tags(marginals[0], backward)
         spans = entity_spans([self.labels[tag] for tag in tags])
         if not spans:
             return []
-        backward = self._backward(filtered)
-        marginals = [filtered[-1].astype(np.float64)]
         for step in backward[::-1]:
             marginals.append(step @ marginals[-1])
         marginals.reverse()
