@@ -122,7 +122,7 @@ observations. The caller carries the memory, {sum(spec.size for spec in model.st
 
 A missing value (NaN; null in JSON) counts as the one before it in its column, and the encoder is told that it was
 missing; before a column's first value, it counts as the column's mean. Until {config.window} observations are there,
-the window is filled up with the first one, so early forecasts are rough. Values beyond {LARGEST:,.0f} standard
+the window is filled up with the first one, and the quantiles are wide. Values beyond {LARGEST:,.0f} standard
 deviations are cut.
 
 ## Limits

@@ -42,7 +42,7 @@ def step_graph(model: ForecastModel, storage: Storage) -> onnx.ModelProto:
         storage: Number format of the weights in the file.
 
     Returns:
-        A model with inputs observations (B, T, n), lengths (B,), recent (B, L, n), begun (B, 1) and the encoder's
+        A model with inputs observations (B, T, n), lengths (B,), recent (B, L, n), observed (B, 1) and the encoder's
         states, and outputs mean (B, T, H, n), quantiles (B, T, Q, H, n) and the next states.
     """
     graph = GraphBuilder(storage)
@@ -50,9 +50,10 @@ def step_graph(model: ForecastModel, storage: Storage) -> onnx.ModelProto:
     x = graph.input(INPUT, "float32", ["B", "T", n])
     lengths = graph.input("lengths", "int32", ["B"])
     recent = graph.input("recent", "float32", ["B", window, n])
-    begun = graph.input("begun", "float32", ["B", 1])
-    chunk = _chunk(graph, model, x, recent, begun)
-    centre, scale = _moments(graph, window, chunk.series)
+    observed = graph.input("observed", "float32", ["B", 1])
+    chunk = _chunk(graph, model, x, recent, observed)
+    unseen = _unseen(graph, window, observed, _places(graph, x))
+    centre, scale = _moments(graph, window, chunk.series, unseen)
     u = graph.node("Div", graph.node("Sub", chunk.z, centre), scale)
     u = graph.node("Clip", u, _number(graph, -LARGEST_INPUT), _number(graph, LARGEST_INPUT))
     features = encode(graph, model.encoder, graph.node("Concat", u, chunk.missing, axis=2), lengths)
@@ -60,12 +61,14 @@ def step_graph(model: ForecastModel, storage: Storage) -> onnx.ModelProto:
     graph.output(
         _last(graph, chunk.full, lengths, window), "recent_out", "float32", ["B", window, n]
     )
-    # Every chunk has an observation.
-    graph.output(graph.node("Max", begun, _number(graph, 1.0)), "begun_out", "float32", ["B", 1])
+    length = graph.node("Cast", lengths, to=TensorProto.FLOAT)
+    length = graph.node("Unsqueeze", length, graph.constant([1]))
+    count = graph.node("Min", graph.node("Add", observed, length), _number(graph, window))
+    graph.output(count, "observed_out", "float32", ["B", 1])
     return graph.model("forecaster")
 
 
-def _chunk(graph: GraphBuilder, model: ForecastModel, x: str, recent: str, begun: str) -> _Chunk:
+def _chunk(graph: GraphBuilder, model: ForecastModel, x: str, recent: str, observed: str) -> _Chunk:
     gap = graph.node("IsNaN", x)
     mean = graph.constant(model.mean.cpu().numpy())
     deviation = graph.constant(model.deviation.cpu().numpy())
@@ -73,7 +76,7 @@ def _chunk(graph: GraphBuilder, model: ForecastModel, x: str, recent: str, begun
     z = graph.node("Clip", z, _number(graph, -LARGEST), _number(graph, LARGEST))
     z = _carried(graph, graph.node("Where", gap, _number(graph, 0.0), z), gap, recent)
     first = graph.node("Slice", z, *(graph.constant([v]) for v in (0, 1, 1)))
-    fresh = graph.node("Equal", begun, _number(graph, 0.0))
+    fresh = graph.node("Equal", observed, _number(graph, 0.0))
     past = graph.node("Where", graph.node("Unsqueeze", fresh, graph.constant([2])), first, recent)
     full = graph.node("Concat", past, z, axis=1)
     end = graph.constant([np.iinfo(np.int64).max])
@@ -92,10 +95,7 @@ def _carried(graph: GraphBuilder, z: str, gap: str, recent: str) -> str:
         "Slice", recent, graph.constant([-1]), graph.constant([2**31]), graph.constant([1])
     )
     known = graph.node("Concat", last, z, axis=1)  # place 0 is before the chunk
-    steps = graph.node("Squeeze", graph.node("Shape", z, start=1, end=2), graph.constant([0]))
-    places = graph.node(
-        "Range", graph.constant(1), graph.node("Add", steps, graph.constant(1)), graph.constant(1)
-    )
+    places = _places(graph, z)
     here = graph.node("Unsqueeze", places, graph.constant([1]))  # (T, 1)
     marks = graph.node("Where", gap, graph.constant(0), here)  # (B, T, n)
     # The largest mark up to each step, by comparing each step with each: there is no running maximum in ONNX.
@@ -110,13 +110,31 @@ def _carried(graph: GraphBuilder, z: str, gap: str, recent: str) -> str:
     return graph.node("GatherElements", known, latest, axis=1)
 
 
-def _moments(graph: GraphBuilder, window: int, series: str) -> tuple[str, str]:
+def _places(graph: GraphBuilder, x: str) -> str:
+    """1 to T, (T,) int64, for x (B, T, n)."""
+    steps = graph.node("Squeeze", graph.node("Shape", x, start=1, end=2), graph.constant([0]))
+    end = graph.node("Add", steps, graph.constant(1))
+    return graph.node("Range", graph.constant(1), end, graph.constant(1))
+
+
+def _unseen(graph: GraphBuilder, window: int, observed: str, places: str) -> str:
+    """Share of the window that was not observed yet at each step, (B, 1, T)."""
+    counts = graph.node("Add", observed, graph.node("Cast", places, to=TensorProto.FLOAT))
+    counts = graph.node("Min", counts, _number(graph, window))
+    seen = graph.node("Div", counts, _number(graph, window))
+    return graph.node(
+        "Unsqueeze", graph.node("Sub", _number(graph, 1.0), seen), graph.constant([1])
+    )
+
+
+def _moments(graph: GraphBuilder, window: int, series: str, unseen: str) -> tuple[str, str]:
     """Mean and deviation of the window that ends at each step, (B, T, n) each."""
     centre = graph.node("AveragePool", series, kernel_shape=[window])
     square = graph.node("AveragePool", graph.node("Mul", series, series), kernel_shape=[window])
     variance = graph.node("Sub", square, graph.node("Mul", centre, centre))
     variance = graph.node("Max", variance, _number(graph, 0.0))
-    scale = graph.node("Sqrt", graph.node("Add", variance, _number(graph, VARIANCE_FLOOR)))
+    variance = graph.node("Add", variance, _number(graph, VARIANCE_FLOOR))
+    scale = graph.node("Sqrt", graph.node("Add", variance, unseen))
     by_time = [graph.node("Transpose", value, perm=[0, 2, 1]) for value in (centre, scale)]
     return by_time[0], by_time[1]
 

@@ -3,7 +3,7 @@
 One observation x (n,) of a step, in its own units, goes through
 
     z  = (x - mean) / deviation            of the train part, constants; a missing value is the one before it
-    c, s = mean and deviation of the last L z's of each column
+    c, s = mean and deviation of the last L z's of each column; with fewer, the deviation of the train part is mixed in
     f  = encoder((z - c) / s, which values were missing)
     mean      y = A w + s * C f            w the window of the last L z's; (H, n)
     quantiles q_k = y + s * exp(G f) * b_k with b_1 < b_2 < ... for each step of the horizon; (Q, H, n)
@@ -12,8 +12,8 @@ and back to its own units. Normalising by the window and undoing it at the end i
 affine part; the linear part beside the encoder is that of DLinear (Zeng et al. 2023), found in closed form
 (`training.forecast.skip`); the quantiles never cross, since `b` rises by construction and exp is positive.
 
-The state is the window (L, n), whether there is one yet, and the state of the encoder. Before the first observation the
-window is filled with it, as if it had always been so; a column whose first values are missing starts at its mean.
+The state is the window (L, n), how many of it were observed, and the state of the encoder. Before the first observation
+the window is filled with it, as if it had always been so; a column whose first values are missing starts at its mean.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ForecastModel(nn.Module):
         context: Observations that the encoder reads in training before the first forecast that is learnt from.
 
     Attributes:
-        states: `recent` (L, n), `begun` (1,), and those of the encoder.
+        states: `recent` (L, n), `observed` (1,), and those of the encoder.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ForecastModel(nn.Module):
         self.encoder = make_encoder(encoder, 2 * columns)
         self.states = (
             StateSpec("recent", (config.window, columns)),
-            StateSpec("begun", (1,)),
+            StateSpec("observed", (1,)),
             *self.encoder.states,
         )
         self.register_buffer("mean", torch.zeros(columns))
@@ -99,11 +99,13 @@ class ForecastModel(nn.Module):
         Returns:
             Standardised mean (B, T, H, n) and quantiles (B, T, Q, H, n), and the state after the last observation.
         """
-        recent, begun, *before = state
+        recent, observed, *before = state
         z, missing = self._standardised(x, recent)
-        past = torch.where(begun[..., None] > 0, recent, z[:, :1])
+        past = torch.where(observed[..., None] > 0, recent, z[:, :1])
         full = torch.cat([past, z], dim=1)  # (B, L + T, n)
-        centre, scale = self._moments(full)
+        steps = torch.arange(1, x.shape[1] + 1, device=x.device)
+        counts = (observed + steps).clamp(max=self.config.window)  # (B, T)
+        centre, scale = self._moments(full, counts)
         u = ((z - centre) / scale).clamp(-LARGEST_INPUT, LARGEST_INPUT)
         T = last or x.shape[1]
         read = slice(None) if context is None else slice(-(context + T), None)
@@ -111,7 +113,7 @@ class ForecastModel(nn.Module):
         mean, quantiles = self._heads(
             full[:, -(self.config.window + T - 1) :], features[:, -T:], scale[:, -T:]
         )
-        return mean, quantiles, (full[:, -self.config.window :], torch.ones_like(begun), *after)
+        return mean, quantiles, (full[:, -self.config.window :], counts[:, -1:], *after)
 
     def _standardised(self, x: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised values, gaps filled with the value before, and which were gaps; (B, T, n) each."""
@@ -122,12 +124,16 @@ class ForecastModel(nn.Module):
         known = torch.cat([recent[:, -1:], z.masked_fill(missing, 0)], dim=1)
         return known.gather(1, place), missing.to(z.dtype)
 
-    def _moments(self, full: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the window that ends at each step, (B, T, n) each."""
+    def _moments(self, full: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the window that ends at each step, (B, T, n) each.
+
+        What one has seen of a window says little of its deviation at first, so the part not observed counts as 1.
+        """
         series = full[:, 1:].transpose(1, 2)
         centre = functional.avg_pool1d(series, self.config.window, stride=1)
         square = functional.avg_pool1d(series * series, self.config.window, stride=1)
-        variance = (square - centre * centre).clamp(min=0) + VARIANCE_FLOOR
+        unseen = 1 - counts[:, None] / self.config.window
+        variance = (square - centre * centre).clamp(min=0) + VARIANCE_FLOOR + unseen
         return centre.transpose(1, 2), variance.sqrt().transpose(1, 2)
 
     def _heads(self, recent: Tensor, features: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -161,3 +161,14 @@ def test_what_is_missing_in_the_future_is_not_counted(model: ForecastModel) -> N
     fewer, _ = model(x, future, ())
     assert fewer.isfinite()
     assert fewer != loss
+
+
+def test_the_quantiles_are_wide_until_the_window_is_seen(run: Callable[..., ForecastRun]) -> None:
+    model = ForecastModel(run().model, GRU, 2)
+    fit_constants(model, run(), waves())
+    still = observed(rows=1, gaps=0.0).expand(1, 40, 2)
+    quantiles = whole(model.eval(), still)[1][0]
+    widths = (quantiles[:, -1] - quantiles[:, 0]).mean(dim=(1, 2))
+    assert (widths[:12].diff() < 0).all()
+    torch.testing.assert_close(widths[12:], widths[11:12].expand(28), rtol=1e-2, atol=0)
+    assert widths[0] > 10 * widths[-1]
