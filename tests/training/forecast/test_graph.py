@@ -11,7 +11,14 @@ import onnxruntime
 import pytest
 import torch
 
-from service.contract import ModelConfig
+from service.contract import (
+    CONFIG_FILE,
+    Batching,
+    ModelConfig,
+    StateTensor,
+    Tensor,
+    decode_config,
+)
 from tests.training.forecast.conftest import waves
 from tests.training.forecast.test_model import model_of
 from training.export.runtime import LoadedGraph
@@ -72,9 +79,7 @@ def learner(run: Callable[..., ForecastRun], series: Series) -> ForecastLearner:
     return ForecastLearner(run(), series, Share())
 
 
-def loaded(
-    run: ForecastRun, series: Series, learner: ForecastLearner, config: ModelConfig
-) -> LoadedGraph:
+def loaded(learner: ForecastLearner, config: ModelConfig) -> LoadedGraph:
     assert isinstance(learner.model, ForecastModel)
     graph = step_graph(learner.model.eval(), "float32").SerializeToString()
     return LoadedGraph(graph, config)
@@ -83,8 +88,6 @@ def loaded(
 @pytest.fixture
 def config(learner: ForecastLearner, accumulator: Path) -> ModelConfig:
     """What a loaded graph has to know: names, and how long a chunk may be."""
-    from service.contract import CONFIG_FILE, Batching, StateTensor, Tensor, decode_config
-
     assert isinstance(learner.model, ForecastModel)
     return msgspec.structs.replace(
         decode_config((accumulator / CONFIG_FILE).read_bytes()),
@@ -112,7 +115,7 @@ def test_a_fresh_model_measures_as_its_linear_part(
     assert isinstance(learner.model, ForecastModel)
     weights = learner.model.linear.numpy()
     due = measured(lambda column, x: x @ weights[column].T, run(), series, part)
-    found = quality(run(), loaded(run(), series, learner, config), series, part)
+    found = quality(run(), loaded(learner, config), series, part)
     assert found.errors.mse == pytest.approx(due.mse, rel=1e-4)
     assert found.errors.mae == pytest.approx(due.mae, rel=1e-4)
     # The widths are those of the train part, of which the waves are a fair sample.
@@ -122,7 +125,7 @@ def test_a_fresh_model_measures_as_its_linear_part(
 def test_gaps_are_hidden_from_the_model_and_not_from_the_measure(
     run: Callable[..., ForecastRun], series: Series, learner: ForecastLearner, config: ModelConfig
 ) -> None:
-    graph = loaded(run(), series, learner, config)
+    graph = loaded(learner, config)
     lost = with_gaps(series)
     assert lost.told is not None
     assert np.isnan(lost.told).mean() == pytest.approx(0.1, abs=0.03)
@@ -136,7 +139,7 @@ def test_validation_measures_the_same(
     learner.model.eval()
     with torch.no_grad():
         scalars = learner.validate(learner.model)
-    found = quality(run(), loaded(run(), series, learner, config), series, "valid")
+    found = quality(run(), loaded(learner, config), series, "valid")
     assert scalars["valid/mse"] == pytest.approx(found.errors.mse, rel=1e-4)
     assert scalars["valid/mae"] == pytest.approx(found.errors.mae, rel=1e-4)
     assert scalars["valid/pinball"] == pytest.approx(found.pinball, rel=1e-4)
