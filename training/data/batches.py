@@ -13,7 +13,7 @@ from training.trainer import Share
 
 Rows = npt.NDArray[np.int64]
 
-# Rows of like length share a batch within pools of this many batches, so that little is padding and order stays random.
+# Enough that little of a batch is padding, and few enough that the order stays random.
 _POOL = 32
 
 
@@ -25,13 +25,20 @@ class Batches:
         batch_size: Rows of a batch, over all processes.
         seed: Of the order.
         share: Which part of each batch is this process's.
+        pool: Batches whose rows are sorted by length together; the more, the less padding and the less random.
 
     Raises:
         ValueError: There are fewer rows than a batch takes, or the rows of a batch do not divide over the processes.
     """
 
     def __init__(
-        self, lengths: Sequence[int] | npt.NDArray[Any], batch_size: int, seed: int, share: Share
+        self,
+        lengths: Sequence[int] | npt.NDArray[Any],
+        batch_size: int,
+        seed: int,
+        share: Share,
+        *,
+        pool: int = _POOL,
     ) -> None:
         if len(lengths) < batch_size:
             raise ValueError(f"{len(lengths)} rows are too few for a batch of {batch_size}")
@@ -41,6 +48,7 @@ class Batches:
         self._batch_size = batch_size
         self._seed = seed
         self._share = share
+        self._pool = pool
         self.steps_per_epoch = len(lengths) // batch_size
         self._order = functools.lru_cache(maxsize=1)(self._shuffled)
 
@@ -55,7 +63,7 @@ class Batches:
         """The batches of an epoch, (steps, batch_size)."""
         random = np.random.default_rng((self._seed, epoch))
         order = random.permutation(len(self._lengths))[: self.steps_per_epoch * self._batch_size]
-        pool = _POOL * self._batch_size
+        pool = self._pool * self._batch_size
         for start in range(0, len(order), pool):
             part = order[start : start + pool]
             order[start : start + pool] = part[np.argsort(self._lengths[part], kind="stable")]

@@ -168,7 +168,8 @@ def _card(run: SentimentRun, model: SentimentModel, trained: Trained, spec: Sent
 
 ## Limits
 
-Short English texts in the manner of the training texts. It counts words and some of their order; irony, long
-arguments and what the words refer to are beyond it. Labels are what a few readers of single sentences said, and carry
-their habits and those of the sites the texts come from. Not for judging people.
+Short English texts in the manner of the training texts. It counts words and some of their order: a strong word
+may outweigh the `not` before it, and irony, long arguments and what the words refer to are beyond it. Labels are what
+a few readers of single sentences said, and carry their habits and those of the sites the texts come from. It is not
+for judging people.
 """
