@@ -62,27 +62,34 @@ def _quality(models: list[ModelConfig]) -> str:
         "| --- | --- | --- | --- | ---: | --- | ---: | ---: | --- |",
     ]
     for model in models:
-        task = type(model.task).__struct_config__.tag
-        rows += [
-            f"| {task} | {model.name} | {metric.name} | {metric.split} | {metric.value:.4g} | {_floor(metric)} | "
-            f"{_goal(metric)} |"
-            for metric in model.provenance.metrics
-            if metric.floor is not None or _target(metric)
-        ]
+        metrics = [m for m in model.provenance.metrics if m.floor is not None or _target(m)]
+        rows += [_row(model, metric) for metric in metrics]
     return "\n".join(rows)
+
+
+def _row(model: ModelConfig, metric: Metric) -> str:
+    task, target = type(model.task).__struct_config__.tag, _target(metric)
+    goals = (
+        (f"{target.reach:g}", f"{target.aim:g}", target.verdict(metric.value))
+        if target
+        else 3 * ("",)
+    )
+    cells = (
+        task,
+        model.name,
+        metric.name,
+        metric.split,
+        f"{metric.value:.4g}",
+        _floor(metric),
+        *goals,
+    )
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _floor(metric: Metric) -> str:
     if metric.floor is None:
         return "not known"
     return f"{metric.floor:.4g} ({metric.floor_name})"
-
-
-def _goal(metric: Metric) -> str:
-    target = _target(metric)
-    if target is None:
-        return "| | "
-    return f"{target.reach:g} | {target.aim:g} | {target.verdict(metric.value)}"
 
 
 def _target(metric: Metric) -> Target | None:
@@ -113,7 +120,7 @@ def _matrix(results: Path) -> Iterator[str]:
     for task, row in zip(settings.tasks, findings.rows, strict=True):
         found = {curve.architecture: f"{budget.best(task, curve):.4g}" for curve in row.curves}
         cells = " | ".join(found.get(name, "–") for name in ARCHITECTURES)
-        rows.append(f"| {task.title} | {budget.measure_of(task)} | {cells} |")
+        rows.append(f"| {task.title} | {task.measure} | {cells} |")
     yield "\n".join(rows)
 
 

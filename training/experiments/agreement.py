@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -27,6 +28,9 @@ from training.experiments.sizes import sized_like
 from training.models.encoders import make_encoder
 from training.pictures import ARCHITECTURES, COLOURS, GREY, MARKERS, NAMES
 
+# The plain RNN as it is taught, beside the one that the product trains.
+PLAIN_RNN = "plain_rnn"
+MODELS = {PLAIN_RNN: "RNN without orthogonal start"} | {name: NAMES[name] for name in ARCHITECTURES}
 # A difference in accuracy worth a sentence.
 _NOTABLE = 0.02
 
@@ -69,7 +73,7 @@ class Training(Record, frozen=True, kw_only=True):
     """One trained model.
 
     Attributes:
-        architecture: Which.
+        architecture: Which of the `MODELS`.
         seed: Of its sentences and weights.
         width: Hidden size, or width of the Transformer.
         parameters: Numbers it learnt.
@@ -90,7 +94,7 @@ class Findings(Record, frozen=True, kw_only=True):
 
     Attributes:
         nearest_noun: Accuracy of agreeing with the last noun before the verb, for each tested distance.
-        trainings: One for each architecture and seed.
+        trainings: One for each model and seed.
     """
 
     nearest_noun: tuple[float, ...]
@@ -125,9 +129,20 @@ def measure(settings: Settings) -> Findings:
     trainings: list[Training] = []
     for seed in settings.seeds:
         batches = _batches(settings, seed)
-        trainings += (_train(settings, name, seed, batches, tests) for name in ARCHITECTURES)
+        trainings += (_train(settings, name, seed, batches, tests) for name in MODELS)
     nearest = tuple(_nearest_noun(test) for test in tests)
     return Findings(nearest_noun=nearest, trainings=tuple(trainings))
+
+
+def config_of(settings: Settings, model: str) -> EncoderConfig:
+    """Shape and start of one of the `MODELS`, with as many parameters as the Transformer, as nearly as can be."""
+    architecture = "rnn" if model == PLAIN_RNN else model
+    config = sized_like(
+        settings.transformer, architecture, lambda config: parameters_of(settings, config)
+    )
+    if model == PLAIN_RNN:
+        config = msgspec.structs.replace(config, orthogonal=False)
+    return config
 
 
 def parameters_of(settings: Settings, config: EncoderConfig) -> int:
@@ -160,9 +175,7 @@ def _train(
 ) -> Training:
     started = time.process_time()
     torch.manual_seed(seed)
-    config = sized_like(
-        settings.transformer, architecture, lambda config: parameters_of(settings, config)
-    )
+    config = config_of(settings, architecture)
     model = Agreement(config, settings.embedding_dim)
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr)
     for step, (words, due) in enumerate(batches):
@@ -181,7 +194,7 @@ def _train(
         width=config.width if isinstance(config, TransformerConfig) else config.hidden_size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         cpu_s=round(time.process_time() - started, 1),
-        accuracy=tuple(_accuracy(model, test) for test in tests),
+        accuracy=tuple(round(_accuracy(model, test), 4) for test in tests),
     )
 
 
@@ -208,30 +221,34 @@ def draw(settings: Settings, findings: Findings) -> Figure:
     figure, (panel,) = pictures.figure(size=(7.5, 4.4))
     longest = max(settings.train_distances)
     panel.axvspan(longest, max(settings.test_distances), color=GREY, alpha=0.1, linewidth=0)
-    panel.text(longest + 0.4, 0.455, "longer than trained on", color=GREY, fontsize=9)
-    panel.plot(settings.test_distances, findings.nearest_noun, ":", color=GREY)
-    panel.text(0, 0.535, "agree with the last noun", color=GREY, fontsize=9)
-    for name in ARCHITECTURES:
+    panel.text(longest + 0.4, 0.6, "longer than trained on", color=GREY, fontsize=9)
+    # At no distance the last noun is the subject.
+    panel.plot(settings.test_distances[1:], findings.nearest_noun[1:], ":", color=GREY)
+    panel.text(settings.test_distances[1], 0.54, "agree with the last noun", color=GREY, fontsize=9)
+    for name, title in MODELS.items():
         values = _by_seed(findings, name)
+        look, line = ("rnn", "--") if name == PLAIN_RNN else (name, "-")
         panel.fill_between(
             settings.test_distances,
             values.min(axis=0),
             values.max(axis=0),
-            color=COLOURS[name],
+            color=COLOURS[look],
             alpha=0.15,
             linewidth=0,
         )
         panel.plot(
             settings.test_distances,
             values.mean(axis=0),
-            color=COLOURS[name],
-            marker=MARKERS[name],
+            color=COLOURS[look],
+            linestyle=line,
+            marker=MARKERS[look],
+            markerfacecolor="white" if name == PLAIN_RNN else COLOURS[look],
             markersize=4.5,
-            label=f"{NAMES[name]}, {_parameters(findings, name):,} parameters",
+            label=f"{title}: {_parameters(findings, name):,} parameters",
         )
     panel.set(xlabel="words between subject and verb", ylabel="right verbs", ylim=(0.44, 1.02))
     panel.yaxis.set_major_formatter(PercentFormatter(1.0))
-    panel.legend(loc="lower left", bbox_to_anchor=(0, 0.17), frameon=False, fontsize=9)
+    panel.legend(loc="lower left", bbox_to_anchor=(0, 0.27), frameon=False, fontsize=9)
     return figure
 
 
@@ -246,11 +263,11 @@ def _parameters(findings: Findings, architecture: str) -> int:
 
 def describe(settings: Settings, findings: Findings) -> str:
     """What the picture shows."""
-    means = {name: _by_seed(findings, name).mean(axis=0) for name in ARCHITECTURES}
+    means = {name: _by_seed(findings, name).mean(axis=0) for name in MODELS}
     trained = settings.test_distances.index(max(settings.train_distances))
     seconds = {
         name: np.mean([t.cpu_s for t in findings.trainings if t.architecture == name])
-        for name in ARCHITECTURES
+        for name in MODELS
     }
     return "\n\n".join(
         [
@@ -261,7 +278,7 @@ def describe(settings: Settings, findings: Findings) -> str:
             f"{min(findings.nearest_noun[1:]):.0%} to {max(findings.nearest_noun[1:]):.0%}.",
             *_verdicts(settings, means, trained),
             "Processor time of one training: "
-            + ", ".join(f"{NAMES[name]} {value:.0f} s" for name, value in seconds.items())
+            + ", ".join(f"{MODELS[name]} {value:.0f} s" for name, value in seconds.items())
             + ".",
         ]
     )
@@ -284,30 +301,38 @@ def _setting(settings: Settings, findings: Findings) -> str:
 
 def _listed(means: Mapping[str, npt.NDArray[np.float64]], place: int) -> str:
     ranked = sorted(means, key=lambda name: -means[name][place])
-    parts = [f"{NAMES[name]} {means[name][place]:.1%}" for name in ranked]
+    parts = [f"{MODELS[name]} {means[name][place]:.1%}" for name in ranked]
     return f"{', '.join(parts[:-1])} and {parts[-1]} of the verbs are right"
 
 
 def _verdicts(
     settings: Settings, means: Mapping[str, npt.NDArray[np.float64]], trained: int
 ) -> Iterator[str]:
-    gated = (means["gru"] + means["lstm"]) / 2
-    lead = float(gated[-1] - means["rnn"][-1])
-    if abs(lead) > _NOTABLE:
-        side = "more" if lead > 0 else "less"
-        yield (
-            f"At the longest distance the gated cells are {side} often right than the plain RNN, by "
-            f"{abs(lead):.0%} of the verbs on average."
+    for distance, place in ((settings.test_distances[trained], trained), (_longest(settings), -1)):
+        gated = float(means["gru"][place] + means["lstm"][place]) / 2
+        compared = " and ".join(
+            f"{_compared(gated - float(means[name][place]))} the {MODELS[name]}"
+            for name in ("rnn", PLAIN_RNN)
         )
-    else:
-        yield "At the longest distance the gated cells and the plain RNN differ by less than they vary."
+        yield f"At {distance} words the gated cells are {compared}."
     losses = {name: float(mean[trained] - mean[-1]) for name, mean in means.items()}
     worst = max(losses, key=lambda name: losses[name])
     yield (
         f"From {settings.test_distances[trained]} to {settings.test_distances[-1]} words, lengths that none was "
-        f"trained on, the {NAMES[worst]} loses most: {losses[worst]:.0%} of the verbs; the "
-        f"{NAMES[min(losses, key=lambda name: losses[name])]} loses least, {min(losses.values()):.0%}."
+        f"trained on, the {MODELS[worst]} loses most: {losses[worst]:.0%} of the verbs; the "
+        f"{MODELS[min(losses, key=lambda name: losses[name])]} loses least, {min(losses.values()):.0%}."
     )
+
+
+def _compared(lead: float) -> str:
+    """A difference in accuracy in words."""
+    if abs(lead) < _NOTABLE:
+        return f"within {_NOTABLE:.0%} of"
+    return f"right on {abs(lead):.0%} {'more' if lead > 0 else 'less'} of the verbs than"
+
+
+def _longest(settings: Settings) -> int:
+    return max(settings.test_distances)
 
 
 EXPERIMENT = Experiment(

@@ -11,14 +11,13 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from training import logs, pictures, runs
 from training.config import Record, TrainedRun
 from training.experiments.experiment import Experiment
 from training.pictures import ARCHITECTURES, COLOURS, MARKERS, NAMES
 
-# Budgets within this factor of each other count as alike.
-_ALIKE = 1.25
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -29,6 +28,7 @@ class Task(Record, frozen=True, kw_only=True):
         name: How its configurations begin.
         title: For people.
         scalar: What the runs log at each validation.
+        measure: Its name for people.
         maximise: Whether more is better.
         unit: What a batch is counted in.
         windowed: Whether each row of a batch is a window of `bptt` units.
@@ -37,6 +37,7 @@ class Task(Record, frozen=True, kw_only=True):
     name: str
     title: str
     scalar: str
+    measure: str
     unit: str
     maximise: bool = False
     windowed: bool = False
@@ -55,6 +56,7 @@ class Settings(Record, frozen=True, kw_only=True):
             name="next_word",
             title="Next word, WikiText-2",
             scalar="valid/perplexity",
+            measure="perplexity",
             unit="words",
             windowed=True,
         ),
@@ -62,6 +64,7 @@ class Settings(Record, frozen=True, kw_only=True):
             name="next_character",
             title="Next character, Shakespeare",
             scalar="valid/nats per character",
+            measure="nats per character",
             unit="characters",
             windowed=True,
         ),
@@ -69,6 +72,7 @@ class Settings(Record, frozen=True, kw_only=True):
             name="sentiment",
             title="Sentiment, GoEmotions",
             scalar="valid/macro F1 goemotions-sentiment valid",
+            measure="macro F1",
             maximise=True,
             unit="texts",
         ),
@@ -76,10 +80,17 @@ class Settings(Record, frozen=True, kw_only=True):
             name="ner",
             title="Named entities, UNER-EWT",
             scalar="valid/span F1",
+            measure="span F1",
             maximise=True,
             unit="words",
         ),
-        Task(name="forecast", title="Forecast, ETTh1", scalar="valid/mse", unit="windows"),
+        Task(
+            name="forecast",
+            title="Forecast, ETTh1",
+            scalar="valid/mse",
+            measure="MSE",
+            unit="windows",
+        ),
     )
     runs: str = "runs"
 
@@ -149,11 +160,6 @@ def best(task: Task, curve: Curve) -> float:
     return max(curve.values) if task.maximise else min(curve.values)
 
 
-def measure_of(task: Task) -> str:
-    """Name of what is measured, for people."""
-    return task.scalar.removeprefix("valid/").removesuffix(" goemotions-sentiment valid")
-
-
 def draw(settings: Settings, findings: Findings) -> Figure:
     """One panel for each task that has a run."""
     drawn = [pair for pair in zip(settings.tasks, findings.rows, strict=True) if pair[1].curves]
@@ -177,9 +183,11 @@ def _panel(panel: Axes, task: Task, row: Row) -> None:
             markersize=3.5,
             label=f"{NAMES[curve.architecture]}: {best(task, curve):.4g}",
         )
-    panel.set(title=task.title, xlabel=f"{task.unit} read", ylabel=measure_of(task))
-    panel.ticklabel_format(axis="x", style="sci", scilimits=(0, 4), useMathText=True)
-    panel.legend(frameon=False, fontsize=8)
+    panel.set(title=task.title, xlabel=f"{task.unit} read", ylabel=task.measure)
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    # Room for the legend.
+    panel.margins(y=0.25)
+    panel.legend(frameon=False, fontsize=8, ncols=1 + (len(row.curves) > 2))
 
 
 def describe(settings: Settings, findings: Findings) -> str:
@@ -191,23 +199,31 @@ def describe(settings: Settings, findings: Findings) -> str:
     items = []
     for task, row in zip(settings.tasks, findings.rows, strict=True):
         parts = []
+        limit = min((curve.read[-1] for curve in row.curves), default=0)
         if len(row.curves) > 1:
-            ranked = sorted(row.curves, key=lambda c: best(task, c), reverse=task.maximise)
-            order = ", ".join(f"{NAMES[c.architecture]} {best(task, c):.4g}" for c in ranked)
-            reads = [curve.read[-1] for curve in row.curves]
-            fair = "alike" if max(reads) < _ALIKE * min(reads) else "unlike"
             parts.append(
-                f"from best to worst {order}, with budgets {fair}: {min(reads):,} to {max(reads):,} {task.unit} read"
+                f"within the {limit:,} {task.unit} that all have read {_ranked(task, row, limit)}"
             )
-        elif row.curves:
-            curve = row.curves[0]
-            parts.append(
-                f"{NAMES[curve.architecture]} {best(task, curve):.4g} after {curve.read[-1]:,} {task.unit}"
-            )
+        if len(row.curves) == 1 or any(curve.read[-1] > limit for curve in row.curves):
+            parts.append(f"over whole runs {_ranked(task, row)}")
         if row.missing:
             parts.append("no run of " + ", ".join(NAMES[name] for name in row.missing))
         items.append(f"- {task.title}: {'; '.join(parts)}.")
     return "\n\n".join([*lines, "\n".join(items)])
+
+
+def _ranked(task: Task, row: Row, limit: int | None = None) -> str:
+    """The best value of each run up to an amount read, the best run first."""
+    found = []
+    for curve in row.curves:
+        shown = [
+            v for r, v in zip(curve.read, curve.values, strict=True) if limit is None or r <= limit
+        ]
+        if shown:
+            amount = "" if limit else f" ({curve.read[-1]:,} {task.unit})"
+            value = max(shown) if task.maximise else min(shown)
+            found.append((value, f"{NAMES[curve.architecture]} {value:.4g}{amount}"))
+    return ", ".join(text for _, text in sorted(found, reverse=task.maximise))
 
 
 EXPERIMENT = Experiment(

@@ -10,7 +10,14 @@ from training import curves, logs
 from training.experiments import budget
 from training.experiments.budget import Settings, Task
 
-TASK = Task(name="next_word", title="Words", scalar="valid/perplexity", unit="words", windowed=True)
+TASK = Task(
+    name="next_word",
+    title="Words",
+    scalar="valid/perplexity",
+    measure="perplexity",
+    unit="words",
+    windowed=True,
+)
 
 
 def log(directory: Path, values: dict[str, dict[int, float]]) -> None:
@@ -36,6 +43,15 @@ def test_a_run_is_read_and_the_others_are_missing(tmp_path: Path) -> None:
     text = budget.describe(settings, budget.Findings(rows=(row,)))
     assert "GRU 200.5" in text
     assert "no run of RNN, LSTM, Transformer" in text
+
+
+def test_runs_are_ranked_by_what_all_have_read_and_as_they_ended() -> None:
+    short = budget.Curve(architecture="lstm", run="a", read=(10, 20), values=(300.0, 250.0))
+    long = budget.Curve(architecture="rnn", run="b", read=(20, 40), values=(260.0, 200.0))
+    row = budget.Row(task="next_word", curves=(short, long), missing=())
+    text = budget.describe(Settings(tasks=(TASK,)), budget.Findings(rows=(row,)))
+    assert "within the 20 words that all have read LSTM 250, RNN 260;" in text
+    assert "over whole runs RNN 200 (40 words), LSTM 250 (20 words)." in text
 
 
 def test_a_resumed_run_counts_the_later_value(tmp_path: Path) -> None:
