@@ -28,6 +28,11 @@ from training.ner.words import RESERVED_CHARACTERS, UNKNOWN, numbers_of
 _GOLDEN = ((0, 1, (1,)), (300, 7, (1, 2, 4)), (2000, 12, (5, 1, 6)), (9000, 9, (9,)))
 _ROWS = 64
 
+_STREAMING = """\
+each word is read with
+what stands before it only (a whole text is decoded from its end, as the words of one input in a session are). The floor
+below has more to go by: the two words that follow"""
+
 
 def bundle(run: NerRun, command: str, directory: Path, data: Data) -> Bundle:
     """The best weights of a run as an export.
@@ -172,7 +177,7 @@ def _card(run: NerRun, model: Tagger, trained: Trained) -> str:
     config = run.model
     known = model.vectors.num_embeddings - 1
     learnt = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    reach = "each word has what stands before it only" if model.states else "whole texts only"
+    reach = _STREAMING if model.states else "whole texts only"
     return f"""Finds persons (PER), places (LOC) and organisations (ORG) in English text; {reach}.
 
 Its score of an entity is the probability that exactly these words are one of that kind.
