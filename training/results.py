@@ -16,7 +16,7 @@ from training.experiments import budget
 from training.experiments.catalogue import EXPERIMENTS
 from training.experiments.experiment import Experiment, numbers_file, picture_file, read
 from training.pictures import ARCHITECTURES, NAMES
-from training.targets import TARGETS, Target
+from training.targets import TARGETS, Target, better_or_equal
 
 PAGE, RESULTS = "results.md", "results"
 _WIDTH = 118
@@ -68,22 +68,16 @@ def _quality(models: list[ModelConfig]) -> str:
 
 
 def _row(model: ModelConfig, metric: Metric) -> str:
-    task, target = type(model.task).__struct_config__.tag, _target(metric)
-    goals = (
-        (f"{target.reach:g}", f"{target.aim:g}", target.verdict(metric.value))
-        if target
-        else 3 * ("",)
-    )
+    task, target = str(type(model.task).__struct_config__.tag), _target(metric)
+    goals = (f"{target.reach:g}", f"{target.aim:g}") if target else ("", "")
+    verdicts = [target.verdict(metric.value)] if target else []
+    if metric.floor is not None and not better_or_equal(metric.name, metric.value, metric.floor):
+        verdicts.append("worse than the floor")
     cells = (
-        task,
-        model.name,
-        metric.name,
-        metric.split,
-        f"{metric.value:.4g}",
-        _floor(metric),
-        *goals,
+        *(task, model.name, metric.name, metric.split, f"{metric.value:.4g}", _floor(metric)),
+        *(*goals, ", ".join(verdicts)),
     )
-    return f"| {' | '.join(map(str, cells))} |"
+    return f"| {' | '.join(cells)} |"
 
 
 def _floor(metric: Metric) -> str:

@@ -54,6 +54,15 @@ def test_every_file_is_there_and_hashed(good: Bundle, tmp_path: Path) -> None:
     assert "| accuracy | all weather of up to 10 weekends | 1 | 0.3333 (a guess) |" in card
 
 
+def test_a_training_curve_lies_beside_the_card_that_shows_it(good: Bundle, tmp_path: Path) -> None:
+    directory = package.write(msgspec.structs.replace(good, curve=b"a picture"), tmp_path)
+    files = content(directory)
+    assert files["curve.png"] == b"a picture"
+    assert "![Training curve](curve.png)" in files["README.md"].decode()
+    # The service does not read it.
+    assert "curve.png" not in decode_config(files["config.json"]).files
+
+
 def test_a_graph_that_differs_is_refused_and_the_old_export_stays(
     good: Bundle, tmp_path: Path
 ) -> None:
