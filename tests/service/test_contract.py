@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +145,32 @@ def test_what_is_no_golden_file_is_refused(data: bytes) -> None:
 
 def test_a_digest_is_the_sha_256_in_hexadecimal() -> None:
     assert digest(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+_READERS = """
+import sys, threading
+from pathlib import Path
+from service.contract import decode_config, decode_golden
+
+config, golden = (Path(sys.argv[1], f"{name}.json").read_bytes() for name in ("config", "golden"))
+start = threading.Barrier(8)
+
+
+def read():
+    start.wait()
+    decode_config(config)
+    decode_golden(golden)
+
+
+threads = [threading.Thread(target=read) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_may_be_the_first_to_read_together(language: Path) -> None:
+    """As when models load side by side; in a process of its own, since only the first reading can go wrong."""
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", _READERS, language], check=True, timeout=60)
