@@ -24,14 +24,14 @@ def draw(directory: Path) -> bytes:
     if TRAIN_LOSS not in scalars:
         return b""
     quality = [name for name in scalars if name.startswith(_VALID) and name != VALID_LOSS]
-    figure, panels = pictures.figure(2 if quality else 1, size=(10 if quality else 5, 3.4))
+    figure, panels = pictures.figure(2 if quality else 1, size=(12 if quality else 5, 3.4))
     _losses(panels[0], scalars)
     for name, series in ((name, scalars[name]) for name in quality):
         steps, values = zip(*series, strict=True)
         panels[1].plot(steps, values, "o-", markersize=3.5, label=name.removeprefix(_VALID))
     if quality:
         panels[1].set(title="Validation", xlabel="steps")
-        panels[1].legend(frameon=False, fontsize=8)
+        panels[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     file = io.BytesIO()
     figure.savefig(file, dpi=pictures.DPI, metadata={"Software": None})
     return file.getvalue()
