@@ -78,6 +78,7 @@ SHIPPED := weekend_planner next_word_lstm next_word_transformer next_character_g
 
 models: $(DEVELOPMENT) ## Train and export every model of exported/ again; takes hours
 	@set -e; for name in $(SHIPPED); do config=training/configs/$$name.toml; \
+		$(BIN)/seqtrain floors $$config; \
 		if grep -q '^\[training\]' $$config; then $(BIN)/seqtrain fit $$config $(ARGS); fi; \
 		$(BIN)/seqtrain export $$config $(ARGS); done
 

@@ -72,6 +72,9 @@ def _add_results(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     measure.set_defaults(start=experiment)
     write = commands.add_parser("results", help=results.__doc__)
     write.add_argument("--exported", type=Path, default=Path("exported"), help="measured models")
+    write.add_argument(
+        "--unshipped", type=Path, help="where models are whose figures are to be shown, and no more"
+    )
     write.set_defaults(start=results)
     for sub in (measure, write):
         sub.add_argument("--docs", type=Path, default=Path("docs"), help="where results go")
@@ -145,6 +148,8 @@ def experiment(options: argparse.Namespace) -> None:
 
 def results(options: argparse.Namespace) -> None:
     """Write results.md of the documentation from the exported models and the experiments, and draw their pictures."""
+    if options.unshipped is not None:
+        page.keep(options.unshipped, options.docs)
     for measured in EXPERIMENTS.values():
         experiments.picture(measured, options.docs / page.RESULTS)
     _say(f"wrote {page.write(options.exported, options.docs)}")

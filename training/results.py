@@ -1,7 +1,7 @@
 """The page of results: what was measured, from the files that measuring wrote; no figure is typed in.
 
 Exported models bring their metrics and floors (`provenance` of config.json), experiments their numbers (JSON beside
-the pictures).
+the pictures). Of a model that is measured and not shipped, config.json alone is kept, beside the experiments.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from training.experiments.experiment import Experiment, numbers_file, picture_fi
 from training.pictures import ARCHITECTURES, NAMES
 from training.targets import TARGETS, Target, better_or_equal
 
-PAGE, RESULTS = "results.md", "results"
+PAGE, RESULTS, UNSHIPPED = "results.md", "results", "unshipped"
 _WIDTH = 118
 
 
@@ -37,17 +37,32 @@ def write(exported: Path, docs: Path) -> Path:
     return path
 
 
+def keep(unshipped: Path, docs: Path) -> None:
+    """Keep config.json, and with it the metrics, of every model of a directory that is not to be shipped."""
+    kept = docs / RESULTS / UNSHIPPED
+    for path in unshipped.glob(f"*/*/{CONFIG_FILE}"):
+        content = path.read_bytes()
+        kept.mkdir(parents=True, exist_ok=True)
+        (kept / f"{decode_config(content).name}.json").write_bytes(content)
+
+
 def page(exported: Path, docs: Path) -> str:
     """The page as Markdown."""
-    models = [
+    shipped = [
         decode_config(path.read_bytes()) for path in sorted(exported.glob(f"*/*/{CONFIG_FILE}"))
     ]
+    kept = [
+        decode_config(path.read_bytes())
+        for path in sorted((docs / RESULTS / UNSHIPPED).glob("*.json"))
+    ]
+    models = shipped + kept
     parts = [
         "# Results",
         "Written by `seqtrain results` from the metrics of the exported models and the numbers of the experiments. "
         "A floor is the quality of a method without a neural network.",
         "## Quality of the exported models",
         _quality(models),
+        *_unshipped(kept),
         *_missing(models),
         "## The matrix of tasks and architectures",
         *_matrix(docs / RESULTS),
@@ -65,6 +80,11 @@ def _quality(models: list[ModelConfig]) -> str:
         metrics = [m for m in model.provenance.metrics if m.floor is not None or _target(m)]
         rows += [_row(model, metric) for metric in metrics]
     return "\n".join(rows)
+
+
+def _unshipped(kept: list[ModelConfig]) -> Iterator[str]:
+    if kept:
+        yield f"Measured on their exported files and not shipped: {', '.join(m.name for m in kept)}."
 
 
 def _row(model: ModelConfig, metric: Metric) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,16 @@ def test_a_page_without_models_and_experiments_says_what_is_missing(tmp_path: Pa
         assert target.title in page.replace("\n", " ")
     for name in EXPERIMENTS:
         assert f"Not measured yet; run `seqtrain experiment {name}`." in page
+
+
+def test_figures_of_a_model_that_is_not_shipped_are_kept_and_shown(tmp_path: Path) -> None:
+    elsewhere, docs = tmp_path / "elsewhere", tmp_path / "docs"
+    shutil.copytree(ROOT / "exported" / "next-word-lstm", elsewhere / "next-word-lstm")
+    results.keep(elsewhere, docs)
+    shutil.rmtree(elsewhere)
+    page = results.page(tmp_path / "exported", docs)
+    assert "| next-word-lstm | perplexity |" in page
+    assert "not shipped: next-word-lstm." in page
 
 
 @pytest.mark.parametrize(
