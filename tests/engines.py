@@ -46,6 +46,11 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
+async def turned() -> None:
+    """Let the turn of the event loop end, so that all that was submitted in it is with the engine's thread."""
+    await asyncio.sleep(0)
+
+
 @dataclass(frozen=True)
 class Run:
     """A run of a graph: its rows and padded time steps, and the valid ones of each row."""

@@ -150,6 +150,6 @@ class Exchange:
 
     def _record(self, status: int) -> None:
         seconds = time.monotonic() - self._started
-        self._direct.requests.record(
-            ROUTE, "POST", status, seconds, f"/v1/sessions/{self._session_id}/steps"
-        )
+        path = f"/v1/sessions/{self._session_id}/steps"
+        ids = {"request_id": self._request_id, "session": self._session_id}
+        self._direct.requests.record(ROUTE, "POST", status, seconds, path, **ids)

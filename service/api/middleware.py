@@ -31,7 +31,9 @@ class Requests:
         self._metrics = metrics
         self._found: dict[tuple[str, str, int], tuple[Counter, Distribution]] = {}
 
-    def record(self, route: str, method: str, status: int, seconds: float, path: str) -> None:
+    def record(
+        self, route: str, method: str, status: int, seconds: float, path: str, **ids: str
+    ) -> None:
         """Note a request that was answered.
 
         Args:
@@ -40,6 +42,7 @@ class Requests:
             status: Status of the answer.
             seconds: From its head to the end of the answer.
             path: Its path.
+            **ids: Ids for the log line, where those at hand are not the request's.
         """
         requests, durations = self._counters(route, method, status)
         requests.inc()
@@ -52,6 +55,7 @@ class Requests:
                 "path": path,
                 "status": status,
                 "duration_ms": round(seconds * 1000, 3),
+                **ids,
             }
             log.log(level, "request", extra={"data": data})
 

@@ -28,6 +28,7 @@ from tests.engines import (
     numbers,
     running,
     total,
+    turned,
     used,
 )
 from tests.models import reference_logits
@@ -83,6 +84,7 @@ async def test_what_waits_runs_as_one_batch(accumulator: Path) -> None:
     async with running(graph) as engine:
         first = await occupied(engine, graph)
         steps = [add(engine, taken(engine), float(i))[1] for i in range(5)]
+        await turned()
         graph.open()
         assert [await total(step) for step in steps] == [[i] for i in range(5)]
         assert await total(first) == [0]
@@ -96,6 +98,7 @@ async def test_cancelling_one_of_three_leaves_the_others_alone(accumulator: Path
         slots = [taken(engine) for _ in range(3)]
         steps = [add(engine, slot, 10.0 + i) for i, slot in enumerate(slots)]
         steps[1][0].cancelled = True
+        await turned()
         graph.open()
         assert await total(steps[0][1]) == [10]
         assert await total(steps[2][1]) == [12]
@@ -137,6 +140,7 @@ async def test_a_model_that_raises_once_costs_nobody_an_answer(
         graph.before = fail
         slots = [taken(engine) for _ in range(3)]
         steps = [add(engine, slot, 1.0 + i)[1] for i, slot in enumerate(slots)]
+        await turned()
         graph.open()
         assert [await total(step) for step in steps] == [[1], [2], [3]]
         assert [state(engine, slot) for slot in slots] == [1, 2, 3]
@@ -159,6 +163,7 @@ async def test_a_row_that_always_raises_fails_alone(
             engine.submit(slot, {"tokens": np.array([token])}, keep, ("logits",), np.inf)[1]
             for slot, token in zip(slots, (3, 999, 4), strict=True)
         ]
+        await turned()
         graph.open()
         good = [await asyncio.wait_for(steps[i], PATIENCE_S) for i in (0, 2)]
         with pytest.raises(ModelFailed, match="the step was not applied"):
@@ -181,6 +186,7 @@ async def test_an_output_nobody_computes_fails_alone_and_applies_nothing_twice(
         good, bad = taken(engine), taken(engine)
         right = add(engine, good, 5.0)[1]
         _, wrong = engine.submit(bad, numbers(6.0), np.array([0]), ("nothing",), np.inf)
+        await turned()
         graph.open()
         assert await total(right) == [5]
         with pytest.raises(ModelFailed):
@@ -196,6 +202,7 @@ async def test_a_row_that_is_not_finite_fails_alone(accumulator: Path, bad: floa
         slots = [taken(engine) for _ in range(3)]
         engine.write(slots[1], {"state": np.array(100.0)})
         steps = [add(engine, s, x)[1] for s, x in zip(slots, (1, bad, 3), strict=True)]
+        await turned()
         graph.open()
         assert await total(steps[0]) == [1]
         assert await total(steps[2]) == [3]
@@ -213,6 +220,7 @@ async def test_padding_that_is_not_finite_harms_nobody(accumulator: Path) -> Non
         short, long = taken(engine), taken(engine)
         good = add(engine, short, 1, 1, 1)[1]
         work, bad = add(engine, long, 1, 1, 1, 1, np.nan)
+        await turned()
         graph.open()
         assert await total(good) == [1, 2, 3]
         with pytest.raises(NonFinite):
@@ -230,6 +238,7 @@ async def test_work_whose_deadline_has_passed_never_runs(accumulator: Path) -> N
         lost = add(engine, late, 1.0, deadline=clock.now + 1)[1]
         kept = add(engine, in_time, 2.0, deadline=clock.now + 3)[1]
         clock.now += 2
+        await turned()
         graph.open()
         assert await total(kept) == [2]
         with pytest.raises(DeadlineExceeded, match=r"before the step was applied$"):
@@ -256,6 +265,7 @@ async def test_no_batch_is_above_its_limits_and_all_answers_are_right(accumulato
         await occupied(engine, graph)
         lengths = [1, 7, 3, 1, 12, 4, 2, 1, 1, 9]
         steps = [add(engine, taken(engine), *[1.0] * n)[1] for n in lengths]
+        await turned()
         graph.open()
         for step, length in zip(steps, lengths, strict=True):
             assert await total(step) == list(range(1, length + 1))
@@ -270,6 +280,7 @@ async def test_single_steps_go_between_the_chunks_of_a_long_input(accumulator: P
         await occupied(engine, graph)
         long = add(engine, taken(engine), *[1.0] * 40)[1]
         singles = [add(engine, taken(engine), 1.0)[1] for _ in range(3)]
+        await turned()
         graph.open()
         assert (await total(long))[-1] == 40
         assert [await total(single) for single in singles] == [[1]] * 3
@@ -281,6 +292,7 @@ async def test_steps_of_one_class_run_in_the_order_they_came(accumulator: Path) 
     async with running(graph) as engine:
         await occupied(engine, graph)
         steps = [add(engine, taken(engine), float(i))[1] for i in range(1, 6)]
+        await turned()
         graph.open()
         for step in steps:
             await total(step)
@@ -299,6 +311,7 @@ async def test_admission_is_refused_at_the_door(accumulator: Path, limits: dict[
             add(engine, slot, 1.0)
         assert refusal.value.problem()["retry_after_s"] == 1
         assert engine.pending == 3
+        await turned()
         graph.open()
         for step in (first, *steps):
             await total(step)
@@ -315,6 +328,7 @@ async def test_closing_refuses_new_work_and_finishes_what_waits(accumulator: Pat
         await asyncio.sleep(0)
         with pytest.raises(Draining):
             add(engine, spare, 1.0)
+        await turned()
         graph.open()
         await asyncio.wait_for(closing, PATIENCE_S)
         assert all(step.done() for step in steps)
@@ -337,6 +351,7 @@ async def test_a_slot_with_a_step_in_flight_is_given_back_after_it(accumulator: 
         engine.give_back(slot)
         engine.give_back(slot)
         assert engine.take() is None
+        await turned()
         graph.open()
         assert await total(step) == [1]
         assert used(engine) == 0
@@ -359,6 +374,7 @@ async def test_a_slot_with_a_step_in_flight_is_neither_read_nor_written_nor_step
         ):
             with pytest.raises(AssertionError, match="has a step in flight"):
                 use()
+        await turned()
         graph.open()
         assert await total(step) == [1]
 
@@ -374,6 +390,7 @@ async def test_a_stale_slot_fails_its_own_step_only(
         assert new.index == old.index
         await occupied(engine, graph)
         wrong, right = add(engine, old, 1.0)[1], add(engine, new, 2.0)[1]
+        await turned()
         graph.open()
         assert await total(right) == [2]
         with pytest.raises(ModelFailed, match="StaleSlot"):
@@ -391,6 +408,7 @@ async def test_a_caller_that_leaves_harms_nobody(accumulator: Path) -> None:
         await graph.entered()
         other = add(engine, taken(engine), 2.0)[1]
         future.cancel()
+        await turned()
         graph.open()
         assert await total(other) == [2]
         assert state(engine, slot) == 1
