@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import msgspec
@@ -31,7 +32,7 @@ class StateSpec(msgspec.Struct, frozen=True):
         return math.prod(self.shape)
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """Features of a sequence, each from its past and itself; or from all of the sequence, if bidirectional.
 
     Attributes:
@@ -52,6 +53,7 @@ class Encoder(nn.Module):
             for s in self.states
         )
 
+    @abstractmethod
     def forward(
         self, x: Tensor, state: State, lengths: Tensor | None = None
     ) -> tuple[Tensor, State]:
@@ -65,7 +67,6 @@ class Encoder(nn.Module):
         Returns:
             Features (B, T, D), and the state after the last valid position of each row.
         """
-        raise NotImplementedError
 
 
 class SequenceDropout(nn.Module):
