@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from service.api.transport import HttpProtocol
 from tests.integration.inside import Running
 
 MODEL = "accumulator"
@@ -37,6 +38,20 @@ class Connection:
         """Whether the service closed the connection with nothing left to read."""
         async with asyncio.timeout(30):
             return await self._reader.read() == b""
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What the service has read of its connections, piece by piece."""
+    found: list[bytes] = []
+    original = HttpProtocol.data_received
+
+    def note(self: HttpProtocol, data: bytes) -> None:
+        original(self, data)
+        found.append(data)
+
+    monkeypatch.setattr(HttpProtocol, "data_received", note)
+    return found
 
 
 async def connected(running: Running) -> Connection:
@@ -76,7 +91,7 @@ def counted(running: Running, status: int) -> float:
     return value or 0.0
 
 
-async def test_the_head_is_that_of_the_route(running: Running) -> None:
+async def test_the_head_is_that_of_the_route(running: Running, reads: list[bytes]) -> None:
     await opened(running, "a")
     data = request(step(1.0, 1), X_Request_Id="mine")
     connection = await connected(running)
@@ -85,8 +100,7 @@ async def test_the_head_is_that_of_the_route(running: Running) -> None:
     assert (status, body["results"], body["duplicate"]) == (200, [{"total": 1.0}], False)
     # In two parts it goes the route's way.
     connection.writer.write(data[:-3])
-    await connection.writer.drain()
-    await asyncio.sleep(0.05)
+    await running.until(lambda: data[:-3] in reads)
     connection.writer.write(data[-3:])
     again = await connection.answer()
     assert again[2]["duplicate"] is True
@@ -96,15 +110,17 @@ async def test_the_head_is_that_of_the_route(running: Running) -> None:
     connection.writer.close()
 
 
-async def test_every_cut_of_a_request_is_answered_the_same(running: Running) -> None:
+async def test_every_cut_of_a_request_is_answered_the_same(
+    running: Running, reads: list[bytes]
+) -> None:
     await opened(running, "a")
     data = request(step(1.0, 1))
     await exchanged(running, data)
     connection = await connected(running)
     for cut in range(1, len(data)):
+        reads.clear()
         connection.writer.write(data[:cut])
-        await asyncio.sleep(0)
-        await asyncio.sleep(0.001)
+        await running.until(lambda cut=cut: reads == [data[:cut]])
         connection.writer.write(data[cut:])
         status, _, body = await connection.answer()
         assert (status, body["results"], body["duplicate"]) == (200, [{"total": 1.0}], True)
@@ -123,15 +139,18 @@ async def test_pipelined_requests_are_answered_in_order(running: Running) -> Non
     connection.writer.close()
 
 
-async def test_a_pipelined_request_waits_for_the_step_before(running: Running) -> None:
+async def test_a_pipelined_request_waits_for_the_step_before(
+    running: Running, reads: list[bytes]
+) -> None:
     await opened(running, "a", "b")
     gate = running.gate(MODEL)
     gate.shut()
     connection = await connected(running)
     connection.writer.write(request(step(1.0, 1)))
     await gate.arrival()
-    connection.writer.write(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    await asyncio.sleep(0.05)
+    other = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    connection.writer.write(other)
+    await running.until(lambda: other in reads)
     gate.open()
     assert (await connection.answer())[2]["seq"] == 1
     assert (await connection.answer())[0] == 200
