@@ -76,7 +76,7 @@ def _inside(rows: Sequence[Result]) -> str:
 
 def _start(start: Result) -> str:
     lines = [
-        ("exec to ready, both models", _judged(start["ready_s"], READY_AIM_S, most=True) + " s"),
+        ("exec to ready, all models", _judged(start["ready_s"], READY_AIM_S, most=True) + " s"),
         ("resident memory when ready", f"{start['ready_bytes'] / 2**20:,.0f} MiB"),
         (
             f"with {start['sessions']:,} sessions in memory",
