@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 # A name's steps and values, in the order of the steps.
 Series = tuple[tuple[int, float], ...]
+PROCESSOR_MINUTES = "train/processor_minutes"
 
 
 def scalars(directory: Path) -> dict[str, Series]:

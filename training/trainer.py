@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from service.contract import Dataset
-from training import checkpoint
+from training import checkpoint, logs
 from training.config import TrainedRun, TrainingConfig
 from training.models.encoder import State
 from training.report import Report
@@ -80,12 +81,14 @@ class Progress:
         state: State of this process's rows after the last step.
         best: Best value of the criterion so far.
         misses: Validations since then.
+        processor_seconds: Processor time of this process so far, over all its threads.
     """
 
     step: int
     state: State
     best: float
     misses: int = 0
+    processor_seconds: float = 0.0
 
 
 def fabric_for(training: TrainingConfig, processes: int = 1) -> Fabric:
@@ -147,10 +150,13 @@ class Trainer:
             floor=self.learner.floor,
             silent=not self.fabric.is_global_zero,
         )
+        began = time.process_time() - self.progress.processor_seconds
         while not self.finished:
             scalars = self.step()
             if self._due(self.training.valid_every):
                 scalars |= self.validate()
+            self.progress.processor_seconds = time.process_time() - began
+            scalars[logs.PROCESSOR_MINUTES] = self.progress.processor_seconds / 60
             saved = self._due(self.training.checkpoint_every) or self.finished
             if saved:
                 self.save()
@@ -218,6 +224,7 @@ class Trainer:
                 "state": state,
                 "random_states": random_states,
                 "misses": self.progress.misses,
+                "processor_seconds": self.progress.processor_seconds,
             }
             checkpoint.save(values, self.directory / checkpoint.LAST)
         self.fabric.barrier()
@@ -249,6 +256,7 @@ class Trainer:
             ),
             best=values["best"],
             misses=values["misses"],
+            processor_seconds=values["processor_seconds"],
         )
         _set_random_state(self.fabric.device, values["random_states"][rank])
 

@@ -103,12 +103,14 @@ class Curve(Record, frozen=True, kw_only=True):
         run: Its name.
         read: Units read by each validation.
         values: What it found.
+        processor_minutes: What the whole run took; None where the run did not log it.
     """
 
     architecture: str
     run: str
     read: tuple[int, ...]
     values: tuple[float, ...]
+    processor_minutes: float | None = None
 
 
 class Row(Record, frozen=True, kw_only=True):
@@ -143,15 +145,18 @@ def measure(settings: Settings) -> Findings:
 def _curve(task: Task, architecture: str, directory: Path) -> Curve | None:
     run = runs.load(_CONFIGS / f"{task.name}_{architecture}.toml")
     assert isinstance(run, TrainedRun)
-    series = logs.scalars(directory / run.name / str(run.version)).get(task.scalar, ())
+    scalars = logs.scalars(directory / run.name / str(run.version))
+    series = scalars.get(task.scalar, ())
     if not series:
         return None
+    minutes = scalars.get(logs.PROCESSOR_MINUTES)
     rows = run.training.batch_size * (run.training.bptt if task.windowed else 1)
     return Curve(
         architecture=architecture,
         run=run.name,
         read=tuple(step * rows for step, _ in series),
         values=tuple(float(f"{value:.6g}") for _, value in series),
+        processor_minutes=round(minutes[-1][1], 1) if minutes else None,
     )
 
 
@@ -194,17 +199,17 @@ def describe(settings: Settings, findings: Findings) -> str:
     """What the picture shows, and what it lacks."""
     lines = [
         "Quality on the validation data over training, one panel for each task with a run; the best value of each "
-        "run stands beside its name.",
+        "run stands beside its name. Minutes are those of one thread, where the run logged them.",
     ]
     items = []
     for task, row in zip(settings.tasks, findings.rows, strict=True):
         parts = []
         limit = min((curve.read[-1] for curve in row.curves), default=0)
-        if len(row.curves) > 1:
+        if any(curve.read[-1] > limit for curve in row.curves):
             parts.append(
                 f"within the {limit:,} {task.unit} that all have read {_ranked(task, row, limit)}"
             )
-        if len(row.curves) == 1 or any(curve.read[-1] > limit for curve in row.curves):
+        if row.curves:
             parts.append(f"over whole runs {_ranked(task, row)}")
         if row.missing:
             parts.append("no run of " + ", ".join(NAMES[name] for name in row.missing))
@@ -220,10 +225,17 @@ def _ranked(task: Task, row: Row, limit: int | None = None) -> str:
             v for r, v in zip(curve.read, curve.values, strict=True) if limit is None or r <= limit
         ]
         if shown:
-            amount = "" if limit else f" ({curve.read[-1]:,} {task.unit})"
+            amount = "" if limit else f" ({_amount(task, curve)})"
             value = max(shown) if task.maximise else min(shown)
             found.append((value, f"{NAMES[curve.architecture]} {value:.4g}{amount}"))
     return ", ".join(text for _, text in sorted(found, reverse=task.maximise))
+
+
+def _amount(task: Task, curve: Curve) -> str:
+    """What a run was given."""
+    read = f"{curve.read[-1]:,} {task.unit}"
+    minutes = curve.processor_minutes
+    return read if minutes is None else f"{read}, {minutes:.3g} min"
 
 
 EXPERIMENT = Experiment(

@@ -30,7 +30,13 @@ def log(directory: Path, values: dict[str, dict[int, float]]) -> None:
 
 
 def test_a_run_is_read_and_the_others_are_missing(tmp_path: Path) -> None:
-    log(tmp_path / "next-word-gru" / "1", {"valid/perplexity": {10: 300.0, 20: 200.5}})
+    log(
+        tmp_path / "next-word-gru" / "1",
+        {
+            "valid/perplexity": {10: 300.0, 20: 200.5},
+            logs.PROCESSOR_MINUTES: {10: 1.0, 20: 2.04},
+        },
+    )
     settings = Settings(tasks=(TASK,), runs=str(tmp_path))
     (row,) = budget.measure(settings).rows
     (curve,) = row.curves
@@ -41,7 +47,7 @@ def test_a_run_is_read_and_the_others_are_missing(tmp_path: Path) -> None:
     assert budget.best(TASK, curve) == 200.5
     assert row.missing == ("rnn", "lstm", "transformer")
     text = budget.describe(settings, budget.Findings(rows=(row,)))
-    assert "GRU 200.5" in text
+    assert f"over whole runs GRU 200.5 ({20 * words:,} words, 2 min)" in text
     assert "no run of RNN, LSTM, Transformer" in text
 
 
