@@ -154,6 +154,45 @@ def test_a_score_is_the_probability_of_exactly_this_entity(seed: int, length: in
         assert not entity.continues or entity.first == 0
 
 
+def log_likelihood(start: np.ndarray, factors: np.ndarray, emissions: np.ndarray) -> float:
+    """Log of the summed weight of all ways to tag the words."""
+    total, now = 0.0, start
+    for emission in emissions:
+        now = now @ factors * emission
+        total += float(np.log(now.sum()))
+        now = now / now.sum()
+    return total
+
+
+@pytest.mark.parametrize("length", [32, 33, 34, 35, 67, 300])
+def test_a_long_text_is_decoded_as_well(length: int) -> None:
+    random = np.random.default_rng(length)
+    allowed = [[(a, b) not in FORBIDDEN for b in LABELS] for a in LABELS]
+    factors = np.where(allowed, np.exp(random.normal(size=(5, 5))), 0)
+    emissions, start = np.exp(random.normal(size=(length, 5), scale=2)), np.eye(5)[0]
+    filtered, now = np.empty((length, 5)), start
+    with np.errstate(divide="ignore"):
+        best, log_factors = np.log(start), np.log(factors)
+    for t, emission in enumerate(emissions):
+        now = now @ factors * emission
+        filtered[t] = now = now / now.sum()
+        best = (best[:, None] + log_factors).max(axis=0) + np.log(emission)
+    tagger = Chain(LABELS, factors.tolist())
+    tags = tagger.tags(filtered)
+    weight = log_factors[[0, *tags[:-1]], tags].sum() + np.log(emissions[range(length), tags]).sum()
+    assert weight == pytest.approx(best.max())
+    found = tagger.entities(filtered)
+    assert len(found) > length / 10
+    total = log_likelihood(start, factors, emissions)
+    for kind, first, end, score, _ in found:
+        # What is left of the weight where exactly these words are the entity.
+        exactly = emissions.copy()
+        exactly[first:end] *= np.eye(5)[tags[first:end]]
+        exactly[end : end + 1, LABELS.index(f"I-{kind}")] = 0
+        due = np.exp(log_likelihood(start, factors, exactly) - total)
+        assert score == pytest.approx(due)
+
+
 def test_forbidden_tags_are_never_found() -> None:
     factors = [[0.0 if (a, b) in FORBIDDEN else 1.0 for b in LABELS] for a in LABELS]
     # Each word for itself would be O, I-PER, which IOB2 forbids.
