@@ -1,7 +1,7 @@
 """Named entities: a text in, its persons, places and organisations out, by their place in the text.
 
 A text keeps every character: `text[start:end]` is the word of an entity, whatever blanks and marks stand around it.
-In a session each input is the next piece of a text. Its answer are the entities of that piece as all words so far have
+In a session each input is the next piece of a text. Its answer is the entities of that piece as all words so far have
 them; an entity that began in the piece before says so by `"continues": true`. Nothing is taken back: what the next
 piece tells of this one is not told.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from service.contract import ContractError, ModelConfig, Ner
+from service.contract import ModelConfig, Ner
 from service.entities import Chain, Entity, WordNumbers, places
 from service.errors import Invalid
 from service.sessions.session import Chunk
@@ -39,9 +39,7 @@ class NerTask:
     outputs: tuple[str, ...] = ("scores",)
 
     def __init__(self, config: ModelConfig, spec: Ner, tokenizer: bytes) -> None:
-        ids = read_vocabulary(tokenizer, spec.tokenizer, spec.vocab_size)
-        if spec.unknown_token not in ids:
-            raise ContractError(f"{spec.tokenizer} has no {spec.unknown_token!r}")
+        ids = read_vocabulary(tokenizer, spec)
         (width,) = next(tensor.shape for tensor in config.inputs if tensor.shape)
         self._numbers = WordNumbers(ids, ids[spec.unknown_token], spec.characters, width)
         self._chain = Chain(spec.labels, spec.transitions)

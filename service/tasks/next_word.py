@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from service import text
 from service.contract import ContractError, ModelConfig, NextWord
@@ -17,6 +16,7 @@ from service.engine.sampling import Sampling, choose, uniforms
 from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, listed
+from service.tasks.vocabulary import read_vocabulary
 
 _DEFAULT_TOP_K = 5
 _FULL = ("logits",)
@@ -129,15 +129,7 @@ class NextWordTask:
     outputs: tuple[str, ...] = ("top_scores", "top_indices", "logsumexp")
 
     def __init__(self, config: ModelConfig, spec: NextWord, tokenizer: bytes) -> None:
-        try:
-            vocabulary = Tokenizer.from_str(tokenizer.decode()).get_vocab()
-        except Exception as error:
-            # The tokenizers library raises plain Exception.
-            raise ContractError(f"{spec.tokenizer} cannot be read: {error}") from None
-        if sorted(vocabulary.values()) != list(range(spec.vocab_size)):
-            raise ContractError(
-                f"{spec.tokenizer} has {len(vocabulary)} words, the model {spec.vocab_size}"
-            )
+        vocabulary = read_vocabulary(tokenizer, spec)
         self._ids = vocabulary
         self._words = sorted(vocabulary, key=vocabulary.__getitem__)
         (self._input,) = config.inputs

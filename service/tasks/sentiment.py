@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service import text
-from service.contract import ContractError, ModelConfig, Sentiment
+from service.contract import ModelConfig, Sentiment
 from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, kind
@@ -30,9 +30,7 @@ class SentimentTask:
     outputs: tuple[str, ...] = ("scores",)
 
     def __init__(self, config: ModelConfig, spec: Sentiment, tokenizer: bytes) -> None:
-        vocabulary = read_vocabulary(tokenizer, spec.tokenizer, spec.vocab_size)
-        if spec.unknown_token not in vocabulary:
-            raise ContractError(f"{spec.tokenizer} has no {spec.unknown_token!r}")
+        vocabulary = read_vocabulary(tokenizer, spec)
         (self._input,) = config.inputs
         self._ids = vocabulary
         self._unknown = vocabulary[spec.unknown_token]

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
-from service.contract import ContractError
+from service.contract import ContractError, Ner, NextWord, Sentiment
 
 
-def read_vocabulary(content: bytes, name: str, size: int) -> dict[str, int]:
+def read_vocabulary(content: bytes, spec: NextWord | Ner | Sentiment) -> dict[str, int]:
     """Ids of the words of a tokenizer file.
 
     Args:
         content: The file, in the format of the `tokenizers` library.
-        name: Its name, for errors.
-        size: How many words the model has; ids are 0 to size - 1.
+        spec: Its name, how many words the model has, with ids from 0 on, and which of them is the unknown one.
 
     Raises:
-        ContractError: It cannot be read, or its ids are not those.
+        ContractError: It cannot be read, its ids are not those, or it has no unknown word.
     """
     try:
         vocabulary: dict[str, int] = Tokenizer.from_str(content.decode()).get_vocab()
     except Exception as error:
         # The tokenizers library raises plain Exception.
-        raise ContractError(f"{name} cannot be read: {error}") from None
-    if sorted(vocabulary.values()) != list(range(size)):
-        raise ContractError(f"{name} has {len(vocabulary)} words, the model {size}")
+        raise ContractError(f"{spec.tokenizer} cannot be read: {error}") from None
+    if sorted(vocabulary.values()) != list(range(spec.vocab_size)):
+        raise ContractError(
+            f"{spec.tokenizer} has {len(vocabulary)} words, the model {spec.vocab_size}"
+        )
+    if spec.unknown_token is not None and spec.unknown_token not in vocabulary:
+        raise ContractError(f"{spec.tokenizer} has no {spec.unknown_token!r}")
     return vocabulary
