@@ -18,7 +18,6 @@ class DataConfig(Record, frozen=True, kw_only=True):
         sources: Sets of `training.ner.data` to learn from; quality is measured on `valid` of the first. `files` are
             two files of the user's own.
         joined: Share of the sentences that are read together with the ones after them, as they come in a text.
-        swapped: Share of the entities that are exchanged for another one of their kind and set.
         longest: Words of the longest text that is learnt from; longer ones are cut.
         unlabelled: Whether WikiText-2 is read too for the word vectors.
         train: Path of the training sentences, for `files` only.
@@ -28,7 +27,6 @@ class DataConfig(Record, frozen=True, kw_only=True):
 
     sources: Annotated[tuple[SourceName, ...], msgspec.Meta(min_length=1)] = ("uner-ewt", "btc")
     joined: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
-    swapped: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     longest: int = 120
     unlabelled: bool = True
     train: str = ""

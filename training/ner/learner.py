@@ -83,7 +83,6 @@ class TaggerLearner:
             ]
             for sentences in data.train
         ]
-        self._mentions = [_mentions(sentences) for sentences in self._train]
         self._valid = [numbers(sentence.words) for sentence in data.valid]
         self._epoch, self._batches = 0, self._planned(0)
         self.steps_per_epoch = len(self._batches)
@@ -110,9 +109,8 @@ class TaggerLearner:
         """Batches of an epoch."""
         random = np.random.default_rng((self._run.seed, epoch))
         by_length: dict[int, list[Arrays]] = {}
-        for sentences, mentions in zip(self._train, self._mentions, strict=True):
-            swapped = [self._swapped(s, mentions, random) for s in sentences]
-            for text in self._joined(swapped, random):
+        for sentences in self._train:
+            for text in self._joined(sentences, random):
                 by_length.setdefault(len(text["tags"]), []).append(text)
         batches: list[list[Arrays]] = []
         for length in sorted(by_length):
@@ -124,21 +122,6 @@ class TaggerLearner:
                 for start in range(0, len(texts), size)
             ]
         return [batches[i] for i in random.permutation(len(batches))]
-
-    def _swapped(
-        self, sentence: Arrays, mentions: Mapping[str, list[Arrays]], random: np.random.Generator
-    ) -> Arrays:
-        """A sentence, some of its entities in other words: what is said of one is likely of another."""
-        parts: list[Arrays] = []
-        place = 0
-        for kind, first, end in _spans(sentence):
-            if random.random() < self._run.data.swapped:
-                other = mentions[kind][random.integers(len(mentions[kind]))]
-                parts += [_cut(sentence, place, first), other]
-                place = end
-        if not parts:
-            return sentence
-        return _concatenated([*parts, _cut(sentence, place, len(sentence["tags"]))])
 
     def _joined(self, sentences: Sequence[Arrays], random: np.random.Generator) -> Iterable[Arrays]:
         """Sentences, some of them with those after them as one text, so that a text need not begin with a sentence."""
@@ -164,19 +147,6 @@ class TaggerLearner:
         due = [sentence.tags for sentence in self._data.valid]
         measured = quality.of_tags(due, found, self._data.split)
         return {f"valid/{metric.name}": metric.value for metric in measured}
-
-
-def _spans(sentence: Arrays) -> list[entities.Span]:
-    return entities.entity_spans([LABELS[tag] for tag in sentence["tags"]])
-
-
-def _mentions(sentences: Iterable[Arrays]) -> dict[str, list[Arrays]]:
-    """The entities of each kind, as often as they occur."""
-    found: dict[str, list[Arrays]] = {}
-    for sentence in sentences:
-        for kind, first, end in _spans(sentence):
-            found.setdefault(kind, []).append(_cut(sentence, first, end))
-    return found
 
 
 def _cut(text: Arrays, first: int, end: int) -> Arrays:

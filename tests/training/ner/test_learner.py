@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from msgspec.structs import replace
-from tokenizers import Tokenizer
 
 from tests.training.small import small
 from training.ner.config import NerRun
-from training.ner.data import LABELS, load
+from training.ner.data import load
 from training.ner.learner import TaggerLearner
 from training.runs import load as load_run
 from training.trainer import Share
@@ -92,39 +90,3 @@ def test_validation_counts_spans_of_whole_sentences(run: NerRun) -> None:
     assert set(scalars) == {"valid/span F1", "valid/span precision", "valid/span recall"}
     assert all(0 <= value <= 100 for value in scalars.values())
     assert whole.criterion in scalars
-
-
-def test_swapped_entities_leave_the_tags_in_order_and_the_other_words_as_they_are(
-    run: NerRun,
-) -> None:
-    run = replace(run, data=replace(run.data, swapped=1.0, joined=0.0))
-    whole = learner(run)
-    kinds = {"B-PER": "Ann", "B-LOC": "Paris", "B-ORG": "Acme"}
-    # The made sentences have one name of each kind, so that an exchange changes nothing.
-    assert set(kinds) <= {tag for s in load(run.data).train[0] for tag in s.tags}
-    words = torch.cat([whole.batch(step)[0].flatten() for step in range(whole.steps_per_epoch)])
-    due = [i for sentences in whole._train for s in sentences for i in s["words"].tolist()]
-    assert sorted(words.tolist()) == sorted(due)
-
-
-def test_an_entity_is_exchanged_for_a_whole_one_of_its_kind(run: NerRun) -> None:
-    Path(run.data.train).write_text(
-        "Ann\tB-PER\nLee\tI-PER\nsaw\tO\nRome\tB-LOC\n\nBob\tB-PER\nsaw\tO\nNew\tB-LOC\nYork\tI-LOC\n\n"
-    )
-    run = replace(run, data=replace(run.data, swapped=0.5, joined=0.0))
-    whole = learner(run)
-    words = {
-        i: w
-        for w, i in Tokenizer.from_str(whole.files["tokenizer.json"].decode()).get_vocab().items()
-    }
-    seen = set()
-    for step in range(40 * whole.steps_per_epoch):
-        ids, _, tags, _ = whole.batch(step)
-        for row, row_tags in zip(ids.tolist(), tags.tolist(), strict=True):
-            seen.add((" ".join(words[i] for i in row), " ".join(LABELS[t] for t in row_tags)))
-    names = {"Ann Lee": "B-PER I-PER", "Bob": "B-PER"}, {"Rome": "B-LOC", "New York": "B-LOC I-LOC"}
-    assert seen == {
-        (f"{a} saw {b}", f"{tags_a} O {tags_b}")
-        for a, tags_a in names[0].items()
-        for b, tags_b in names[1].items()
-    }
