@@ -60,7 +60,8 @@ def lines_of(content: str) -> list[str]:
     """
     # Not splitlines(): tokens hold line separators of other alphabets.
     lines = content.split("\n")
-    if not lines[0].startswith("#"):
+    # A hashtag may be the first token of the plain form; a comment has no tag behind it.
+    if not lines[0].startswith("#") or "\t" in lines[0]:
         return lines
     rows = (line.split("\t") for line in lines if not line.startswith("#"))
     return ["\t".join(row[1:3]) for row in rows]
@@ -148,25 +149,29 @@ def parse(content: str, kinds: Mapping[str, str], where: str) -> tuple[Sentence,
     sentences: list[Sentence] = []
     words: list[str] = []
     tags: list[str] = []
+    before = OUTSIDE
     for number, line in enumerate([*lines_of(content), ""], 1):
         if line:
             word, tab, tag = line.rpartition("\t")
             if not tab or not word:
                 raise DataError(f"{where}, line {number}: not a token, a tab and a tag")
             words.append(word)
-            tags.append(_renamed(tag, kinds, f"{where}, line {number}"))
+            tags.append(_renamed(tag, before, kinds, f"{where}, line {number}"))
+            before = tag
         elif words:
             sentences.append(Sentence(tuple(words), tuple(tags)))
-            words, tags = [], []
+            words, tags, before = [], [], OUTSIDE
     return tuple(sentences)
 
 
-def _renamed(tag: str, kinds: Mapping[str, str], where: str) -> str:
+def _renamed(tag: str, before: str, kinds: Mapping[str, str], where: str) -> str:
     if tag == OUTSIDE:
         return tag
     position, _, kind = tag.partition("-")
     if position not in ("B", "I") or not kind:
         raise DataError(f"{where}: {tag} is no tag in IOB2")
+    if position == "I" and before[2:] != kind:
+        raise DataError(f"{where}: {tag} after {before}; in IOB2 every entity begins with B-{kind}")
     kind = kinds.get(kind, kind)
     return f"{position}-{kind}" if kind in KINDS else OUTSIDE
 

@@ -37,10 +37,25 @@ def test_kinds_are_renamed_and_others_dropped() -> None:
     assert sentence.tags == ("B-PER", "I-PER", "O", "O")
 
 
-@pytest.mark.parametrize("line", ["Ann", "\tO", "Ann\tPER", "Ann\tB-", "Ann\tX-PER", "Ann\t"])
+def test_a_hashtag_may_come_first() -> None:
+    (sentence,) = parse("#Paris\tB-LOC\n#\tO\n", {}, "made")
+    assert (sentence.words, sentence.tags) == (("#Paris", "#"), ("B-LOC", "O"))
+
+
+@pytest.mark.parametrize(
+    "line", ["Ann", "\tO", "Ann\tPER", "Ann\tB-", "Ann\tX-PER", "Ann\t", "Ann\tI-PER"]
+)
 def test_another_form_is_refused_with_its_line(line: str) -> None:
     with pytest.raises(DataError, match="made, line 2"):
         parse(f"is\tO\n{line}\n", {}, "made")
+
+
+def test_an_entity_that_nothing_begins_is_refused() -> None:
+    for before in ("B-LOC", "I-LOC"):
+        with pytest.raises(DataError, match=f"line 3: I-PER after {before}"):
+            parse(f"New\tB-LOC\nYork\t{before}\nAnn\tI-PER\n", {}, "made")
+    with pytest.raises(DataError, match="line 3: I-PER after O"):
+        parse("Ann\tB-PER\n\nLee\tI-PER\n", {}, "made")
 
 
 def files(directory: Path, **changes: str) -> DataConfig:
