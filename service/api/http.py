@@ -23,7 +23,8 @@ T = TypeVar("T")
 PROBLEM = "application/problem+json"
 # nginx's "client closed request". Nobody reads it; it is for the log and the metrics.
 CLIENT_LEFT = 499
-_AT_PATH = re.compile(r"^(.*?)(?: - at `(.*)`)?$", re.DOTALL)
+# A key that is no text, which MessagePack may have, is told by the object it stands in.
+_AT_PATH = re.compile(r"^(.*?)(?: - at (?:`key` in )?`(.*)`)?$", re.DOTALL)
 # Watching for a caller that leaves costs a task; most requests end before it is worth one.
 _WATCH_AFTER_S = 0.25
 

@@ -117,7 +117,12 @@ class _Connection:
         failure: ServiceError | None = None
         try:
             self._check_size(data)
-            frame: Frame = http.decode(data, Frame, msgspec.msgpack if binary else msgspec.json)
+            format_ = msgspec.msgpack if binary else msgspec.json
+            try:
+                frame: Frame = http.decode(data, Frame, format_)
+            except Invalid:
+                identifier = _id_of(data, format_)
+                raise
             identifier = frame.id
             task = asyncio.current_task()
             assert task is not None
@@ -241,6 +246,21 @@ class _Connection:
         except (WebSocketDisconnect, RuntimeError) as error:
             # uvicorn and Starlette say so in two ways.
             raise _ClientLeft(str(error)) from None
+
+
+class _Named(msgspec.Struct):
+    """What any frame may have."""
+
+    id: Id = None
+
+
+def _id_of(data: str | bytes, format_: Any) -> Id:
+    """The id of a frame of which something else is wrong; None if that is wrong too."""
+    try:
+        named: _Named = http.decode(data, _Named, format_)
+    except ServiceError:
+        return None
+    return named.id
 
 
 class _ClientLeft(Exception):

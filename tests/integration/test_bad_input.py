@@ -360,6 +360,11 @@ def test_a_frame_that_is_not_message_pack_is_refused_and_the_socket_goes_on(
         assert stream.ask("cancel", target=0)["op"] == "cancelled"
 
 
+def test_a_key_that_is_no_text_is_refused_by_its_object(service: Service) -> None:
+    with Socket(service.stream_url, binary=True) as stream:
+        check_members(_raw_error(stream, {1: 2}), 422, "invalid", "$")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_no_number_is_refused_in_message_pack(
     service: Service, session: str, value: float
@@ -414,6 +419,20 @@ def test_each_frame_is_checked_and_the_socket_goes_on(
     with Socket(service.stream_url, binary=binary) as stream:
         check_members(_raw_error(stream, frame), 422, "invalid", path)
         assert stream.ask("cancel", target=0)["frames"] == 0
+
+
+@pytest.mark.parametrize("binary", [False, True], ids=["JSON", "MessagePack"])
+@pytest.mark.parametrize("id_", [7, "mine"])
+def test_a_frame_that_is_refused_is_answered_by_its_id(
+    service: Service, id_: int | str, binary: bool
+) -> None:
+    with Socket(service.stream_url, binary=binary) as stream:
+        for frame, path in FRAMES.values():
+            if isinstance(frame, dict) and "id" not in frame:
+                stream.send(frame | {"id": id_})
+                answer = stream.receive()
+                assert (answer["op"], answer["id"]) == ("error", id_)
+                check_members(answer["error"], 422, "invalid", path)
 
 
 def test_a_frame_number_beyond_64_bits_is_refused_since_it_could_not_be_sent_back(
