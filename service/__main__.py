@@ -97,9 +97,13 @@ def serve(settings: Settings) -> None:
 
 
 def list_models(directory: Path) -> int:
-    """Print the models of a directory; 1 when one cannot be read."""
+    """Print the models of a directory; 1 when one cannot be read or there are none."""
     status = 0
-    for path in sorted(directory.glob(f"*/*/{CONFIG_FILE}")):
+    paths = sorted(directory.glob(f"*/*/{CONFIG_FILE}"))
+    if not paths:
+        sys.stderr.write(f"seqserve: {directory} has no <name>/<version>/{CONFIG_FILE}\n")
+        status = 1
+    for path in paths:
         try:
             config = decode_config(path.read_bytes())
         except ContractError as error:

@@ -12,10 +12,11 @@ from typing import Any, Literal
 PREFIX = "SEQSERVE_"
 # Read by the training package; not a mistake when the service sees it.
 _FOREIGN = frozenset({"SEQSERVE_DATA"})
+_LAST_PORT = 65535
 
 
 class SettingsError(ValueError):
-    """An environment variable that cannot be meant; the message names it."""
+    """A setting that cannot be meant; the message names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,15 @@ class Settings:
     drain_delay_s: float = 0.0
     drain_timeout_s: float = 10.0
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def __post_init__(self) -> None:
+        """Check what the field types cannot say.
+
+        Raises:
+            SettingsError: There is no such port; the system would take another one in its place.
+        """
+        if not 0 <= self.port <= _LAST_PORT:
+            raise SettingsError(f"port is 0 to {_LAST_PORT}, not {self.port}")
 
 
 def from_environ(environ: Mapping[str, str]) -> Settings:

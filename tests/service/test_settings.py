@@ -41,6 +41,7 @@ def test_an_unknown_setting_is_named_with_the_known_ones() -> None:
         ("SEQSERVE_PORT", "http", "SEQSERVE_PORT='http' is not of type int"),
         ("SEQSERVE_PORT", "", "is not of type int"),
         ("SEQSERVE_PORT", "80.5", "is not of type int"),
+        ("SEQSERVE_PORT", "65536", "port is 0 to 65535, not 65536"),
         ("SEQSERVE_TIMEOUT_S", "soon", "is not of type float"),
         ("SEQSERVE_THREADS", "-1", "is negative or not finite"),
         ("SEQSERVE_TIMEOUT_S", "inf", "is negative or not finite"),
