@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.__main__ import list_models, main
+from tests.models import accumulator
+
+
+def test_models_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    accumulator(tmp_path)
+    assert list_models(tmp_path) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("accumulator/1  ")
+    assert "  streaming  " in line
+
+
+def test_a_model_that_cannot_be_read_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    accumulator(tmp_path)
+    (tmp_path / "accumulator" / "1" / "config.json").write_text("{}")
+    assert list_models(tmp_path) == 1
+    assert "accumulator/1: " in capsys.readouterr().out
+
+
+def test_a_directory_without_models_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list_models(tmp_path) == 1
+    assert f"{tmp_path} has no <name>/<version>/config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--port", "65536"], "port is 0 to 65535, not 65536"),
+        (["serve", "--port", "-1"], "port is 0 to 65535, not -1"),
+        (["serve", "--models", "nowhere"], "nowhere is not a directory"),
+        (["models", "--models", "nowhere"], "nowhere is not a directory"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["seqserve", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
