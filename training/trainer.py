@@ -69,7 +69,10 @@ class Learner(Protocol):
         """The state before a step that does not go on from the one before; None for one that does."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Measure a model in evaluation mode on the validation data, or on this process's share of it."""
+        """Measure a model in evaluation mode on the validation data, all of it in every process.
+
+        Not every measure is the mean of those of parts.
+        """
 
 
 @dataclasses.dataclass

@@ -46,15 +46,11 @@ class TextLearner:
         self.criterion = f"valid/{measured.name}"
         self.floor = floors.in_words(floors.best(measured.name, measured.split, self.datasets))
         self._bptt = run.training.bptt
-        self._rows = run.training.batch_size // part.count
-        self.train_text, self.valid_text = (
-            share(
-                columns(vocabulary.encode(tokenizer, text), run.training.batch_size),
-                part.rank,
-                part.count,
-            )
+        train, self.valid_text = (
+            columns(vocabulary.encode(tokenizer, text), run.training.batch_size)
             for text in (corpus.train, corpus.valid)
         )
+        self.train_text = share(train, part.rank, part.count)
         self.steps_per_epoch = window_count(self.train_text, self._bptt)
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
@@ -65,12 +61,14 @@ class TextLearner:
         """Zeros at the start of the text."""
         if step % self.steps_per_epoch:
             return None
-        assert isinstance(self._model, LanguageModel)
-        return self._model.encoder.initial_state(self._rows)
+        return self._initial_state(self.train_text)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Loss in nats a token and the metric made of it, state carried along each column."""
-        state, total, count = self.fresh_state(0), 0.0, 0
+        """Loss in nats a token and the metric made of it, state carried along each column.
+
+        Every process measures all of them: a perplexity is not the mean of those of parts.
+        """
+        state, total, count = self._initial_state(self.valid_text), 0.0, 0
         device = next(model.parameters()).device
         for i in range(window_count(self.valid_text, self._bptt)):
             tokens, targets = (part.to(device) for part in window(self.valid_text, i, self._bptt))
@@ -78,6 +76,10 @@ class TextLearner:
             total, count = total + float(loss) * targets.numel(), count + targets.numel()
         loss = total / count
         return {"valid/loss": loss, self.criterion: metric(self._corpus, loss).value}
+
+    def _initial_state(self, text: Tensor) -> State:
+        assert isinstance(self._model, LanguageModel)
+        return self._model.encoder.initial_state(text.shape[0])
 
 
 def shape(run: NextWordRun) -> dict[str, Any]:
