@@ -5,15 +5,18 @@ Every default of theirs stands here and nowhere else; `training.runs` reads the 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 Cell = Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Part = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Dropout = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
 class ConfigError(ValueError):
-    """A configuration file that cannot be read; the message says where and why."""
+    """A configuration that cannot be read or does not fit its data; the message says where and why."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,9 +38,9 @@ class RecurrentConfig(Record, frozen=True, kw_only=True, tag="recurrent", tag_fi
     """
 
     cell: Cell
-    hidden_size: int
-    num_layers: int = 1
-    dropout: float = 0.0
+    hidden_size: Count
+    num_layers: Count = 1
+    dropout: Dropout = 0.0
     layer_norm: bool = False
     orthogonal: bool = True
     forget_bias: float = 1.0
@@ -69,12 +72,12 @@ class TransformerConfig(Record, frozen=True, kw_only=True, tag="transformer", ta
         bidirectional: Whether each position attends to the whole text; such a model cannot be stepped.
     """
 
-    width: int
-    heads: int
-    num_layers: int
-    window: int = 128
-    feedforward: int
-    dropout: float = 0.0
+    width: Count
+    heads: Count
+    num_layers: Count
+    window: Count = 128
+    feedforward: Count
+    dropout: Dropout = 0.0
     bidirectional: bool = False
 
     def __post_init__(self) -> None:
@@ -116,7 +119,7 @@ class TrainingConfig(Record, frozen=True, kw_only=True):
         lr: Peak learning rate.
         weight_decay: Decoupled weight decay of AdamW; plain L2 for SGD.
         warmup: Share of all steps in which the rate rises to its peak.
-        decay: Share of all steps, at the end, in which the rate falls.
+        decay: Share of the steps after the warmup, at the end, in which the rate falls.
         decay_shape: Form of the fall.
         final_lr: Rate after the last step, as a share of the peak.
         clip_norm: Largest gradient norm.
@@ -128,23 +131,23 @@ class TrainingConfig(Record, frozen=True, kw_only=True):
         threads: Processor threads of each process; 0 leaves it to torch.
     """
 
-    epochs: int
-    batch_size: int
+    epochs: Count
+    batch_size: Count
     lr: float
-    bptt: int = 35
+    bptt: Count = 35
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.0
-    warmup: float = 0.0
-    decay: float = 1.0
+    warmup: Part = 0.0
+    decay: Part = 1.0
     decay_shape: Literal["cosine", "linear"] = "cosine"
-    final_lr: float = 0.0
+    final_lr: Part = 0.0
     clip_norm: float = 1.0
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    valid_every: int = 1000
-    patience: int = 5
-    checkpoint_every: int = 200
-    log_every: int = 20
-    threads: int = 0
+    valid_every: Count = 1000
+    patience: Count = 5
+    checkpoint_every: Count = 200
+    log_every: Count = 20
+    threads: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class ExportConfig(Record, frozen=True, kw_only=True):
@@ -152,7 +155,7 @@ class ExportConfig(Record, frozen=True, kw_only=True):
 
     Attributes:
         weights: Number format of the stored weights; arithmetic is float32 either way.
-        top_k: How many of the largest scores the graph gives.
+        top_k: How many of the largest scores the graph of a next-word model gives, if its vocabulary has as many.
         tolerance: Largest difference between torch and the graph.
         max_batch_size: Rows of one batch of the service.
         max_chunk_length: Time steps of one row of the service.
@@ -160,11 +163,11 @@ class ExportConfig(Record, frozen=True, kw_only=True):
     """
 
     weights: Literal["float32", "float16"] = "float32"
-    top_k: int = 64
+    top_k: Count = 64
     tolerance: float = 1e-4
-    max_batch_size: int = 64
-    max_chunk_length: int = 64
-    max_batch_tokens: int = 512
+    max_batch_size: Count = 64
+    max_chunk_length: Count = 64
+    max_batch_tokens: Count = 512
 
 
 class TrainedRun(Record, frozen=True, kw_only=True):

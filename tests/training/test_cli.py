@@ -76,3 +76,23 @@ def test_export_before_fit_says_what_to_do(
     assert "run `seqtrain fit` first" in capsys.readouterr().err
     assert main(["evaluate", str(tiny_toml), "--exported", str(tmp_path)]) == 1
     assert "run `seqtrain export` first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("batch_size = 8", "batch_size = 50000", "tokens are too few for 50000 columns"),
+        ("cutoffs = [10, 20]", "cutoffs = [10, 2000]", "do not fit a vocabulary of"),
+    ],
+)
+def test_a_run_that_does_not_fit_its_data_is_refused_in_words(
+    tiny_toml: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    old: str,
+    new: str,
+    message: str,
+) -> None:
+    tiny_toml.write_text(tiny_toml.read_text().replace(old, new))
+    assert main(["fit", str(tiny_toml), "--runs", str(tmp_path / "runs")]) == 1
+    assert message in capsys.readouterr().err

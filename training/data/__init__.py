@@ -1,1 +1,1 @@
-"""Texts as token ids: where they come from, which words they have, and how they are cut into batches."""
+"""What the data of all tasks share: how public files are fetched, and which rows make a batch."""

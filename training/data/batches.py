@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from training.config import ConfigError
 from training.trainer import Share
 
 Rows = npt.NDArray[np.int64]
@@ -28,7 +29,7 @@ class Batches:
         pool: Batches whose rows are sorted by length together; the more, the less padding and the less random.
 
     Raises:
-        ValueError: There are fewer rows than a batch takes, or the rows of a batch do not divide over the processes.
+        ConfigError: There are fewer rows than a batch takes, or the rows of a batch do not divide over the processes.
     """
 
     def __init__(
@@ -41,9 +42,9 @@ class Batches:
         pool: int = _POOL,
     ) -> None:
         if len(lengths) < batch_size:
-            raise ValueError(f"{len(lengths)} rows are too few for a batch of {batch_size}")
+            raise ConfigError(f"{len(lengths)} rows are too few for a batch of {batch_size}")
         if batch_size % share.count:
-            raise ValueError(f"{batch_size} rows do not divide over {share.count} processes")
+            raise ConfigError(f"{batch_size} rows do not divide over {share.count} processes")
         self._lengths = np.asarray(lengths)
         self._batch_size = batch_size
         self._seed = seed

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.config import ConfigError
 from training.next_word.config import ModelConfig
 
 
@@ -26,13 +27,16 @@ class Factors(nn.Module):
         bounds: First token id of each cluster, and V.
         tables: One (V_i, D_i) for each cluster; D_0 = E.
         projections: One (D_i, E) for each cluster but the first.
+
+    Raises:
+        ConfigError: A cutoff does not lie within the vocabulary.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.bounds = (0, *config.cutoffs, vocab_size)
         if sorted(set(self.bounds)) != list(self.bounds):
-            raise ValueError(f"cutoffs {config.cutoffs} do not fit a vocabulary of {vocab_size}")
+            raise ConfigError(f"cutoffs {config.cutoffs} do not fit a vocabulary of {vocab_size}")
         widths = (config.embedding_dim, *config.cutoff_dims)
         sizes = [high - low for low, high in self.clusters()]
         self.tables = nn.ParameterList(

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from training.config import ConfigError
+
 
 def columns(ids: Tensor, batch_size: int) -> Tensor:
-    """Cut a text (N,) into `batch_size` contiguous columns (B, N // B); the few ids left over are dropped."""
+    """Cut a text (N,) into `batch_size` contiguous columns (B, N // B); the few ids left over are dropped.
+
+    Raises:
+        ConfigError: The text is too short for columns of two.
+    """
     length = ids.shape[0] // batch_size
     if length < 2:
-        raise ValueError(f"{ids.shape[0]} tokens are too few for {batch_size} columns")
+        raise ConfigError(f"{ids.shape[0]} tokens are too few for {batch_size} columns")
     return ids[: length * batch_size].view(batch_size, length)
 
 
@@ -17,10 +23,10 @@ def share(text: Tensor, rank: int, world_size: int) -> Tensor:
     """The columns (B / world_size, N) of one process.
 
     Raises:
-        ValueError: The columns do not divide evenly, so that means over processes would be skewed.
+        ConfigError: The columns do not divide evenly, so that means over processes would be skewed.
     """
     if text.shape[0] % world_size:
-        raise ValueError(f"{text.shape[0]} columns do not divide over {world_size} processes")
+        raise ConfigError(f"{text.shape[0]} columns do not divide over {world_size} processes")
     size = text.shape[0] // world_size
     return text[rank * size : (rank + 1) * size]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from training.config import Record, TrainedRun
+from training.config import Count, Record, TrainedRun
 
 Level = Literal["word", "character"]
 
@@ -28,7 +28,7 @@ class DataConfig(Record, frozen=True, kw_only=True):
 
 
 class ModelConfig(Record, frozen=True, kw_only=True):
-    """Embedding and softmax around the encoder; see `training.models.adaptive`.
+    """Embedding and softmax around the encoder; see `training.next_word.adaptive`.
 
     Attributes:
         embedding_dim: E, width of the embedding and of the output layer.
@@ -37,9 +37,9 @@ class ModelConfig(Record, frozen=True, kw_only=True):
         tied: Whether embedding and output layer share their factors.
     """
 
-    embedding_dim: int
+    embedding_dim: Count
     cutoffs: tuple[int, ...] = ()
-    cutoff_dims: tuple[int, ...] = ()
+    cutoff_dims: tuple[Count, ...] = ()
     tied: bool = True
 
     def __post_init__(self) -> None:
@@ -59,3 +59,12 @@ class NextWordRun(TrainedRun, frozen=True, kw_only=True, tag="next_word", tag_fi
 
     data: DataConfig = DataConfig()
     model: ModelConfig
+
+    def __post_init__(self) -> None:
+        """Check what the field types cannot say.
+
+        Raises:
+            ValueError: The encoder would read the very tokens that are to be predicted.
+        """
+        if self.encoder.bidirectional:
+            raise ValueError("a bidirectional encoder has seen the next token")

@@ -75,14 +75,18 @@ def load(config: DataConfig, environ: Mapping[str, str] = os.environ) -> Corpus:
         environ: `SEQSERVE_DATA` names a directory with one folder for each corpus; `SEQSERVE_CACHE` one for downloads.
 
     Raises:
-        DataError: A file is missing or is not what it should be.
+        DataError: A file is missing, is no UTF-8, or is not what it should be.
     """
     content = _content(config, environ)
     tokens = list if config.level == "character" else words
+    try:
+        train, valid = (tokens(content[split].decode()) for split in SPLITS)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{config.name}: {error}") from None
     return Corpus(
         level=config.level,
-        train=tokens(content["train"].decode()),
-        valid=tokens(content["valid"].decode()),
+        train=train,
+        valid=valid,
         dataset=Dataset(
             name=config.name,
             licence=LICENCES.get(config.name, config.licence),

@@ -26,7 +26,7 @@ def build(tokens: Sequence[str], level: Level = "word") -> Tokenizer:
     Characters have no `<unk>`: a text with another one cannot be encoded.
 
     Raises:
-        ValueError: A text of words has no `<unk>`, so that unknown words could not be told apart.
+        DataError: A text of words has no `<unk>`, so that unknown words could not be told apart.
     """
     counts = Counter(tokens)
     ids = {token: i for i, (token, _) in enumerate(counts.most_common())}
@@ -36,7 +36,7 @@ def build(tokens: Sequence[str], level: Level = "word") -> Tokenizer:
         tokenizer.decoder = Fuse()
         return tokenizer
     if UNKNOWN not in counts:
-        raise ValueError(f"the training text has no {UNKNOWN}")
+        raise DataError(f"the training text has no {UNKNOWN}")
     tokenizer.pre_tokenizer = WhitespaceSplit()
     return tokenizer
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from tests.training.conftest import TINY
+from training.config import ConfigError
 from training.next_word.config import NextWordRun
 from training.next_word.model import LanguageModel
-from training.runs import load
+from training.runs import load, parse
 
 CONFIGS = Path(__file__).parents[3] / "training" / "configs"
 CHARACTERS = 65
@@ -23,3 +26,21 @@ def test_the_character_models_are_of_one_size_and_get_one_budget() -> None:
     assert len(runs) == 4
     assert sizes == pytest.approx([sizes[0]] * 4, rel=0.01)
     assert len(budgets) == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("encoder", "bidirectional", True, "has seen the next token"),
+        ("encoder", "dropout", 1.0, r"`float` < 1.0 - at `\$\.encoder\.dropout`"),
+        ("training", "valid_every", 0, r"`int` >= 1 - at `\$\.training\.valid_every`"),
+        ("training", "warmup", 1.5, r"`float` <= 1.0 - at `\$\.training\.warmup`"),
+    ],
+)
+def test_a_language_model_that_cannot_be_trained_is_refused(
+    section: str, key: str, value: object, message: str
+) -> None:
+    wrong = tomllib.loads(TINY.read_text())
+    wrong[section][key] = value
+    with pytest.raises(ConfigError, match=message):
+        parse(wrong)

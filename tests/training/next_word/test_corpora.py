@@ -54,6 +54,13 @@ def test_a_missing_split_is_named(tmp_path: Path) -> None:
         load(DataConfig(), {"SEQSERVE_DATA": str(tmp_path)})
 
 
+def test_a_text_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train").write_bytes(b"caf\xe9\n")
+    path = str(tmp_path / "train")
+    with pytest.raises(DataError, match="files: 'utf-8' codec can't decode byte 0xe9"):
+        load(DataConfig(name="files", train=path, valid=path), {})
+
+
 def test_an_unknown_corpus_is_named_with_the_known_ones() -> None:
     with pytest.raises(DataError, match="unknown corpus penn; known are wikitext-2"):
         load(DataConfig(name="penn"), {})

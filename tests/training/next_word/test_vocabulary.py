@@ -53,7 +53,7 @@ def test_a_character_that_was_not_learnt_is_refused() -> None:
 
 
 def test_a_text_without_unk_is_refused() -> None:
-    with pytest.raises(ValueError, match="no <unk>"):
+    with pytest.raises(DataError, match="no <unk>"):
         vocabulary.build(["a", "b"])
 
 
