@@ -57,8 +57,8 @@ def bundle(run: NextWordRun, command: str, directory: Path, corpus: Corpus) -> B
     valid = vocabulary.encode(tokenizer, corpus.valid).numpy()
     return Bundle(
         config=_config(run, command, model, trained),
-        model=step_graph(model, run.export.top_k, run.export.weights).SerializeToString(),
-        original=original(model, run.export.top_k),
+        model=step_graph(model, _top_k(run, model), run.export.weights).SerializeToString(),
+        original=original(model, _top_k(run, model)),
         sample=lambda length, seed: {"tokens": _excerpt(valid, seed * 997, length)},
         cases=tuple(
             Case({"tokens": _excerpt(valid, start, length)}, split)
@@ -98,13 +98,18 @@ def original(model: LanguageModel, top_k: int) -> Original:
     return answer
 
 
+def _top_k(run: NextWordRun, model: LanguageModel) -> int:
+    """K of the graph: few characters may be all there are."""
+    return min(run.export.top_k, model.vocab_size)
+
+
 def _excerpt(ids: Array, start: int, length: int) -> Array:
     place = start % max(1, len(ids) - length)
     return np.resize(ids[place : place + length], length)
 
 
 def _config(run: NextWordRun, command: str, model: LanguageModel, trained: Trained) -> ModelConfig:
-    vocab_size, top_k = model.vocab_size, run.export.top_k
+    vocab_size, top_k = model.vocab_size, _top_k(run, model)
     of_words = run.data.level == "word"
     return model_config(
         run,

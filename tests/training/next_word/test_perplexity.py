@@ -5,12 +5,15 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
+from service.contract import NextWord
 from training import checkpoint
+from training.export import parity
 from training.export.runtime import LoadedGraph
 from training.export.weights import as_stored
 from training.next_word import corpora
@@ -60,3 +63,19 @@ def test_float16_storage_costs_no_quality(trained: NextWordRun, tmp_path: Path) 
     for name, value in as_stored(weights, trained.export).items():
         np.testing.assert_allclose(value.numpy(), weights[name].numpy(), rtol=1e-3, atol=1e-7)
         assert torch.equal(value, value.half().float())
+
+
+def test_a_vocabulary_smaller_than_top_k_gives_all_of_it(
+    trained: NextWordRun, tmp_path: Path
+) -> None:
+    run = msgspec.structs.replace(
+        trained, export=msgspec.structs.replace(trained.export, top_k=1000)
+    )
+    made = bundle(run, "", tmp_path, corpora.load(run.data))
+    graph = LoadedGraph(made.model, made.config)
+    inputs = {"tokens": np.array([[0, 1]])}
+    outputs, _ = graph.run(inputs, np.array([2]), graph.initial_state(1))
+    assert isinstance(made.config.task, NextWord)
+    assert made.config.task.top_k == made.config.task.vocab_size
+    assert outputs["top_scores"].shape == (1, 2, made.config.task.vocab_size)
+    parity.check(made, graph)
