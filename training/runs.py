@@ -43,7 +43,7 @@ def parse(table: dict[str, Any]) -> Run:
     """
     tasks = {run.__struct_config__.tag: run for run in get_args(Run)}
     task = table.get("task")
-    if task not in tasks:
+    if not isinstance(task, str) or task not in tasks:
         raise ConfigError(f"task must be one of {', '.join(map(str, tasks))}, not {task!r}")
     _refuse_unknown_keys(table, tasks[task], "")
     try:

@@ -61,9 +61,12 @@ def test_a_missing_key_is_named() -> None:
         parse(wrong)
 
 
-def test_an_unknown_task_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"next_word, .*weekend_planner.*, not 'weather'"):
-        parse(table() | {"task": "weather"})
+@pytest.mark.parametrize("task", ["weather", ["ner"], 3])
+def test_an_unknown_task_is_named_with_the_known_ones(task: Any) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse(table() | {"task": task})
+    assert "next_word, sentiment, weekend_planner" in str(refused.value)
+    assert str(refused.value).endswith(f"not {task!r}")
 
 
 def test_a_file_that_is_missing_or_no_toml_is_named(tmp_path: Path) -> None:
