@@ -8,6 +8,7 @@ already in the first form as it is, so that the vocabulary's own corpus tokenise
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 
 _NUMBER_COMMA = re.compile(r"(?<=\d),(?=\d)")
@@ -97,9 +98,18 @@ _PLAIN_WORD = re.compile(
 )
 _NEGATION = re.compile(r"(?<=\w)n't\b")
 _LONG_DRAWN = re.compile(r"([^\d\s])\1{3,}")
+# No letter has more, and to put a longer run in order takes the square of its length.
+_ACCENTED = re.compile(r"[^\W\d_][\u0300-\u036f]{1,3}")
 _APOSTROPHES = str.maketrans("‘’", "''")
 _LONGEST_STEM = 30
 _SHORTEST_STEM = 4
+
+
+def composed(text: str) -> str:
+    """A text in which letters with an accent of their own are one character, as the models have learnt them."""
+    if text.isascii():
+        return text
+    return _ACCENTED.sub(lambda found: unicodedata.normalize("NFC", found.group()), text)
 
 
 def plain_words(text: str) -> list[str]:
@@ -108,7 +118,7 @@ def plain_words(text: str) -> list[str]:
     Contractions are split as in the Penn treebank (`don't` is `do n't`, `it's` is `it 's`), so that a text split that
     way gives its own words. What is repeated more than three times is repeated three times: `sooooo` is `sooo`.
     """
-    text = _LONG_DRAWN.sub(r"\1\1\1", text.lower().translate(_APOSTROPHES))
+    text = _LONG_DRAWN.sub(r"\1\1\1", composed(text).lower().translate(_APOSTROPHES))
     return [match.group() for match in _PLAIN_WORD.finditer(_NEGATION.sub(" n't", text))]
 
 

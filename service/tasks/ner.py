@@ -19,6 +19,7 @@ from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.protocol import Outputs, Parameters, join_pieces, kind
 from service.tasks.vocabulary import read_vocabulary
+from service.text import composed
 
 
 class NerTask:
@@ -53,7 +54,7 @@ class NerTask:
         """See `Task.piece`: some words."""
         if not isinstance(value, str):
             raise Invalid(f"a text is due here, got {kind(value)}", path=path)
-        words = [value[start:end] for start, end in places(value)]
+        words = [composed(value[start:end]) for start, end in places(value)]
         if not words:
             raise Invalid("the text has no words", path=path)
         return self._numbers(words)

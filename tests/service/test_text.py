@@ -115,6 +115,7 @@ def test_hostile_text_takes_no_longer_than_it_is(text: str) -> None:
         ("do n't `` x ''", "do n't `` x ''"),
         ("Größe 日本 😩😩", "größe 日本 😩😩"),
         (" \n\t", ""),
+        ("CAFE\u0301 Vie\u0323\u0302t", "caf\u00e9 vi\u1ec7t"),
     ],
 )
 def test_plain_words(written: str, read: str) -> None:
@@ -125,6 +126,12 @@ def test_plain_words(written: str, read: str) -> None:
 def test_plain_words_split_again_are_the_same(written: str) -> None:
     words = plain_words(written)
     assert plain_words(" ".join(words)) == words
+
+
+def test_any_number_of_accents_takes_little_time() -> None:
+    start = time.process_time()
+    plain_words("e" + "\u0301\u0316" * 100_000)
+    assert time.process_time() - start < 5
 
 
 def test_a_known_form_is_the_word_or_its_longest_known_beginning() -> None:

@@ -37,6 +37,13 @@ def test_words_and_characters_of_a_text(task: NerTask) -> None:
     assert arrays["characters"].tolist() == [[2, 3, 3, 0], [1, 1, 1, 0], [1, 2, 1, 1], [1, 0, 0, 0]]
 
 
+def test_an_accent_may_be_a_character_of_its_own(task: NerTask) -> None:
+    apart, one = task.piece("Pe\u0301 saw", "$"), task.piece("P\u00e9 saw", "$")
+    assert apart["characters"].tolist() == one["characters"].tolist()
+    (found,) = task.answers(["Pe\u0301 saw"], sure("B-PER", "O"))
+    assert (found[0]["word"], found[0]["end"]) == ("Pe\u0301", 3)
+
+
 def test_a_whole_text_is_one_input_with_outputs_of_every_word(task: NerTask) -> None:
     chunk = task.whole("Ann saw Paris", "$")
     assert (chunk.ends.tolist(), chunk.keep.tolist()) == ([2], [0, 1, 2])
