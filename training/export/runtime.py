@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,8 @@ from service.contract import ModelConfig
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
+
+_ROWS = 64
 
 
 class LoadedGraph:
@@ -61,3 +63,27 @@ class LoadedGraph:
             dict(zip(outputs, values, strict=False)),
             {part.input_name: value for part, value in after},
         )
+
+    def whole(self, texts: Sequence[Mapping[str, Array]], output: str) -> list[Array]:
+        """An output (T, *shape) of each of many texts, from its beginning.
+
+        Args:
+            texts: Inputs of each, (T, *shape) by name. Texts of similar length run side by side, padded with zeros.
+            output: Its name.
+        """
+        lengths = np.array([len(next(iter(text.values()))) for text in texts])
+        result: list[Array] = [np.zeros(0)] * len(texts)
+        order = np.argsort(lengths, kind="stable")
+        for start in range(0, len(order), _ROWS):
+            rows = order[start : start + _ROWS]
+            inputs = {
+                name: np.zeros((len(rows), lengths[rows].max(), *values.shape[1:]), values.dtype)
+                for name, values in texts[rows[0]].items()
+            }
+            for name, batch in inputs.items():
+                for place, row in enumerate(rows):
+                    batch[place, : lengths[row]] = texts[row][name]
+            outputs, _ = self.run(inputs, lengths[rows], self.initial_state(len(rows)), output)
+            for place, row in enumerate(rows):
+                result[row] = outputs[output][place, : lengths[row]]
+        return result

@@ -32,6 +32,14 @@ class StateSpec(msgspec.Struct, frozen=True):
         return math.prod(self.shape)
 
 
+def fresh(states: tuple[StateSpec, ...], batch_size: int, device: torch.device) -> State:
+    """A state before anything is read: zeros, (B, *shape) each."""
+    return tuple(
+        torch.zeros(batch_size, *spec.shape, dtype=getattr(torch, spec.dtype), device=device)
+        for spec in states
+    )
+
+
 class Encoder(nn.Module, ABC):
     """Features of a sequence, each from its past and itself; or from all of the sequence, if bidirectional.
 
@@ -47,11 +55,7 @@ class Encoder(nn.Module, ABC):
 
     def initial_state(self, batch_size: int) -> State:
         """State before the first position, (B, *shape) each."""
-        device = next(self.parameters()).device
-        return tuple(
-            torch.zeros(batch_size, *s.shape, dtype=getattr(torch, s.dtype), device=device)
-            for s in self.states
-        )
+        return fresh(self.states, batch_size, next(self.parameters()).device)
 
     @abstractmethod
     def forward(

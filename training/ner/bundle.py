@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,6 @@ from training.ner.words import RESERVED_CHARACTERS, UNKNOWN, numbers_of
 
 # Start and length of the golden inputs in the validation text, and the chunks they are also fed in.
 _GOLDEN = ((0, 1, (1,)), (300, 7, (1, 2, 4)), (2000, 12, (5, 1, 6)), (9000, 9, (9,)))
-_ROWS = 64
 
 _STREAMING = """\
 each word is read with
@@ -103,7 +102,7 @@ def measure(graph: LoadedGraph, data: Data, tokenizer: bytes) -> tuple[Metric, .
     width = next(tensor.shape[0] for tensor in graph.config.inputs if tensor.shape)
     numbers = numbers_of(Tokenizer.from_str(tokenizer.decode()), task.characters, width)
     chain = Chain(task.labels, task.transitions)
-    scores = scores_of(graph, [numbers(sentence.words) for sentence in data.valid])
+    scores = graph.whole([numbers(sentence.words) for sentence in data.valid], "scores")
     found = [[task.labels[tag] for tag in chain.tags(each)] for each in scores]
     by_words = quality.of_tags([s.tags for s in data.valid], found, data.split)
     texts = [" ".join(sentence.words) for sentence in data.valid]
@@ -114,7 +113,7 @@ def measure(graph: LoadedGraph, data: Data, tokenizer: bytes) -> tuple[Metric, .
     ]
     ranges = [
         [(e.kind, each[e.first][0], each[e.end - 1][1]) for e in chain.entities(filtered)]
-        for each, filtered in zip(words, scores_of(graph, split), strict=True)
+        for each, filtered in zip(words, graph.whole(split, "scores"), strict=True)
     ]
     due = map(_ranges, data.valid)
     return (*by_words, *quality.metrics(due, ranges, f"{data.split} as plain text"))
@@ -127,28 +126,6 @@ def _ranges(sentence: Sentence) -> list[tuple[str, int, int]]:
         (kind, int(ends[first]) - len(sentence.words[first]), int(ends[end - 1]))
         for kind, first, end in entity_spans(sentence.tags)
     ]
-
-
-def scores_of(graph: LoadedGraph, texts: Sequence[Mapping[str, Array]]) -> list[Array]:
-    """Scores (T, K) of whole texts."""
-    lengths = np.array([len(text["words"]) for text in texts])
-    result: list[Array] = [np.zeros(0)] * len(texts)
-    order = np.argsort(lengths, kind="stable")
-    for start in range(0, len(order), _ROWS):
-        rows = order[start : start + _ROWS]
-        inputs = {
-            name: np.zeros(
-                (len(rows), lengths[rows].max(), *texts[rows[0]][name].shape[1:]), np.int64
-            )
-            for name in ("words", "characters")
-        }
-        for name, batch in inputs.items():
-            for place, row in enumerate(rows):
-                batch[place, : lengths[row]] = texts[row][name]
-        outputs, _ = graph.run(inputs, lengths[rows], graph.initial_state(len(rows)), "scores")
-        for place, row in enumerate(rows):
-            result[row] = outputs["scores"][place, : lengths[row]]
-    return result
 
 
 def _excerpt(text: Mapping[str, Array], start: int, length: int) -> Arrays:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from service.entities import PADDING_CHARACTER
 from training.config import EncoderConfig
-from training.models.encoder import State, StateSpec
+from training.models.encoder import State, StateSpec, fresh
 from training.models.encoders import make_encoder
 from training.ner.chain import Chain
 from training.ner.config import ModelConfig
@@ -64,12 +64,7 @@ class Tagger(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """State before the first word: zeros, (B, *shape) each."""
-        return tuple(
-            torch.zeros(
-                batch_size, *s.shape, dtype=getattr(torch, s.dtype), device=self.unknown.device
-            )
-            for s in self.states
-        )
+        return fresh(self.states, batch_size, self.unknown.device)
 
     def table(self) -> Tensor:
         """Vectors of all words (V, E), with that of the unknown word in its place."""

@@ -24,7 +24,6 @@ from training.sentiment.model import SentimentModel
 
 # Texts of the validation part that are golden, shortened to so many words.
 _GOLDEN = ((0, 1), (1, 7), (2, 12), (3, 9))
-_ROWS = 64
 
 
 def bundle(run: SentimentRun, command: str, directory: Path, data: Data) -> Bundle:
@@ -80,22 +79,11 @@ def measure(graph: LoadedGraph, data: Data, tokenizer: bytes) -> tuple[Metric, .
     thresholds = np.array(task.thresholds) if task.thresholds else None
     found: list[Metric] = []
     for name, texts in data.valid.items():
-        scores = scores_of(graph, vocabulary.encode(ids, texts.words))
+        inputs = [{"tokens": tokens} for tokens in vocabulary.encode(ids, texts.words)]
+        scores = np.stack([each[-1] for each in graph.whole(inputs, "scores")])
         limits = None if name in data.single else thresholds
         found += quality.metrics(name, data.labels, scores, texts.targets > 0, limits)
     return tuple(found)
-
-
-def scores_of(graph: LoadedGraph, texts: Sequence[vocabulary.Ids]) -> Array:
-    """Probabilities (N, labels) of whole texts."""
-    parts = []
-    order = np.argsort([len(text) for text in texts], kind="stable")
-    for start in range(0, len(order), _ROWS):
-        tokens, lengths = vocabulary.padded([texts[i] for i in order[start : start + _ROWS]])
-        state = graph.initial_state(len(tokens))
-        outputs, _ = graph.run({"tokens": tokens}, lengths, state, "scores")
-        parts.append(outputs["scores"][np.arange(len(tokens)), lengths - 1])
-    return np.concatenate(parts)[np.argsort(order)]
 
 
 def original(model: SentimentModel) -> Original:

@@ -32,7 +32,7 @@ class DataConfig(Record, frozen=True, kw_only=True):
     phrases: bool = False
     labels: Annotated[tuple[Label, ...], msgspec.Meta(min_length=2)]
     exclusive: bool
-    held: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    held: Annotated[float, msgspec.Meta(ge=0, le=0.5)] = 0.0
     min_count: int = 2
 
     def __post_init__(self) -> None:

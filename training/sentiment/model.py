@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.config import EncoderConfig
-from training.models.encoder import State, StateSpec
+from training.models.encoder import State, StateSpec, fresh
 from training.models.encoders import make_encoder
 from training.sentiment.config import ModelConfig, Pooling
 from training.sentiment.vocabulary import UNKNOWN_ID
@@ -109,11 +109,7 @@ class SentimentModel(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """State before the first word, (B, *shape) each."""
-        weight = self.head.weight
-        return tuple(
-            torch.zeros(batch_size, *s.shape, dtype=getattr(torch, s.dtype), device=weight.device)
-            for s in self.states
-        )
+        return fresh(self.states, batch_size, self.head.weight.device)
 
     def logits(self, tokens: Tensor, lengths: Tensor, state: State) -> tuple[Tensor, State]:
         """Scores before the softmax or sigmoid.
