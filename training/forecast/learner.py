@@ -92,12 +92,13 @@ class ForecastLearner:
             stop = min(count, start + _CHUNK)
             rows = x[None, window - 1 + start : window - 1 + stop]
             mean, quantiles, state = bare.forecast(rows, state)
-            error = (mean[0] - truth[start:stop]).nan_to_num()
+            due = truth[start:stop]
+            error = (mean[0] - due).masked_fill_(due.isnan(), 0)
             squares += float(error.square().sum())
             sizes += float(error.abs().sum())
-            pinball += float(bare.pinball(quantiles[0], truth[start:stop])) * (stop - start)
+            pinball += float(bare.pinball(quantiles[0], due)) * int((~due.isnan()).sum())
         known = int((~truth.isnan()).sum())
-        mse, mean_pinball = squares / known, pinball / count
+        mse, mean_pinball = squares / known, pinball / known
         return {
             "valid/loss": mse + mean_pinball,
             "valid/mse": mse,

@@ -180,13 +180,17 @@ class ForecastModel(nn.Module):
     def pinball(self, quantiles: Tensor, target: Tensor) -> Tensor:
         """Mean over quantiles (..., Q, H, n) of max(p e, (p - 1) e), e the error; its least is the true quantile."""
         levels = quantiles.new_tensor(self.config.quantiles)[:, None, None]
-        error = target.unsqueeze(-3) - quantiles
-        known = ~error.isnan()
-        error = error.nan_to_num()
-        return torch.maximum(levels * error, (levels - 1) * error).sum() / known.sum()
+        target = target.unsqueeze(-3)
+        error = target.nan_to_num() - quantiles
+        return _mean_of_known(torch.maximum(levels * error, (levels - 1) * error), target)
 
 
 def squared(forecast: Tensor, target: Tensor) -> Tensor:
     """Mean squared error where the target is not missing."""
-    known = ~target.isnan()
-    return (forecast - target.nan_to_num()).square().mul(known).sum() / known.sum()
+    return _mean_of_known((forecast - target.nan_to_num()).square(), target)
+
+
+def _mean_of_known(losses: Tensor, target: Tensor) -> Tensor:
+    """Mean where the target is not missing; 0 if all of it is. A forecast that is NaN stays to be seen."""
+    known = ~target.isnan().expand_as(losses)
+    return losses.mul(known).sum() / known.sum().clamp(min=1)

@@ -47,6 +47,15 @@ def test_ridge_knows_a_level_that_is_not_zero(run: Callable[..., ForecastRun]) -
     assert levels[0] < 0.5
 
 
+def test_ridge_knows_nothing_of_the_test_part(run: Callable[..., ForecastRun]) -> None:
+    series, other = waves(), waves()
+    other.values[slice(*other.parts["test"])] = 1e9
+    x = np.random.default_rng(1).standard_normal((3, 12))
+    for column in range(2):
+        due, found = (ridge_on_window(run(), each)(column, x) for each in (series, other))
+        np.testing.assert_array_equal(found, due)
+
+
 def test_quantiles_of_pure_noise_cost_what_they_must(run: Callable[..., ForecastRun]) -> None:
     noise = np.random.default_rng(1).standard_normal((4000, 2))
     series = msgspec.structs.replace(waves(4000), values=noise)

@@ -133,9 +133,13 @@ def test_gaps_are_hidden_from_the_model_and_not_from_the_measure(
     assert plain.errors.mse < gappy.errors.mse < 2 * plain.errors.mse
 
 
+@pytest.mark.parametrize("gaps", [0.0, 0.3])
 def test_validation_measures_the_same(
-    run: Callable[..., ForecastRun], series: Series, learner: ForecastLearner, config: ModelConfig
+    run: Callable[..., ForecastRun], config: ModelConfig, gaps: float
 ) -> None:
+    # More than what is measured at once.
+    series = waves(rows=2000, gaps=gaps)
+    learner = ForecastLearner(run(), series, Share())
     learner.model.eval()
     with torch.no_grad():
         scalars = learner.validate(learner.model)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,36 @@ def test_only_the_train_part_is_learnt_from(run: Callable[..., ForecastRun]) -> 
         x, future = learner.batch(step)
         assert x.nan_to_num().abs().max() < 1e3
         assert future.abs().max() < 1e3
+
+
+def test_what_is_computed_before_training_comes_from_the_train_part_only(
+    run: Callable[..., ForecastRun],
+) -> None:
+    series = waves()
+    due = ForecastLearner(run(), series, Share()).model.state_dict()
+    series.values[240:] = 1e9
+    found = ForecastLearner(run(), series, Share()).model.state_dict()
+    for name, value in due.items():
+        assert torch.equal(found[name], value), name
+
+
+def test_a_validation_part_with_a_long_gap_is_measured(run: Callable[..., ForecastRun]) -> None:
+    series = waves(rows=4000)
+    series.values[2500:3000] = np.nan  # longer than what is measured at once
+    learner = ForecastLearner(run(), series, Share())
+    with torch.no_grad():
+        scalars = learner.validate(learner.model.eval())
+    assert np.isfinite([*scalars.values()]).all()
+
+
+def test_a_model_that_gives_no_numbers_is_not_a_good_one(run: Callable[..., ForecastRun]) -> None:
+    learner = ForecastLearner(run(), waves(), Share())
+    parameters = dict(learner.model.named_parameters())
+    with torch.no_grad():
+        parameters["correction.bias"].fill_(torch.nan)
+        scalars = learner.validate(learner.model.eval())
+        loss, _ = learner.model(*learner.batch(0), ())
+    assert np.isnan([*scalars.values(), float(loss)]).all()
 
 
 def test_a_series_too_short_is_refused(run: Callable[..., ForecastRun]) -> None:

@@ -161,6 +161,8 @@ def test_what_is_missing_in_the_future_is_not_counted(model: ForecastModel) -> N
     fewer, _ = model(x, future, ())
     assert fewer.isfinite()
     assert fewer != loss
+    future[:] = torch.nan
+    assert model(x, future, ())[0] == 0
 
 
 def test_the_quantiles_are_wide_until_the_window_is_seen(run: Callable[..., ForecastRun]) -> None:
