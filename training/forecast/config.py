@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from training.config import Record, TrainedRun
 
@@ -17,7 +19,7 @@ class DataConfig(Record, frozen=True, kw_only=True):
         licence: Terms of the file, for the model card.
         train: Share of the rows to learn from, the first ones; for `csv` only.
         valid: Share of the rows to choose on, the next ones; the rest is the test part. For `csv` only.
-        period: Steps of one season, for the seasonal floor: a day of hours unless the series says otherwise.
+        period: One season, for the seasonal floor: in hours, whatever the step of a public series; in rows for `csv`.
         forecasts: Forecasts learnt from in each row of a batch; such a row has `window + forecasts - 1` observations.
         context: Observations that the encoder reads before the first of them; those of the window before go unread.
         missing: Share of the observations taken away in training, so that a missing value is nothing new.
@@ -29,10 +31,10 @@ class DataConfig(Record, frozen=True, kw_only=True):
     licence: str = "not stated"
     train: float = 0.6
     valid: float = 0.2
-    period: int = 24
-    forecasts: int = 16
-    context: int = 96
-    missing: float = 0.02
+    period: Annotated[int, Meta(ge=1)] = 24
+    forecasts: Annotated[int, Meta(ge=1)] = 16
+    context: Annotated[int, Meta(ge=0)] = 96
+    missing: Annotated[float, Meta(ge=0, lt=1)] = 0.02
 
 
 class SkipConfig(Record, frozen=True, kw_only=True):
@@ -41,14 +43,14 @@ class SkipConfig(Record, frozen=True, kw_only=True):
     Attributes:
         relative: Whether it is linear in the difference from the latest observation; if not, from the mean.
         period: Steps of the season that the first solution repeats; 0 for none.
-        ridge: Penalty of what every step of the horizon adds to that.
+        ridge: Penalty of what every step of the horizon adds to that; above 0.
         own: Penalty of what every column adds to what all share; 0 if all columns share one solution.
     """
 
     relative: bool = True
-    period: int = 0
-    ridge: float = 0.02
-    own: float = 0.0
+    period: Annotated[int, Meta(ge=0)] = 0
+    ridge: Annotated[float, Meta(gt=0)] = 0.02
+    own: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class ModelConfig(Record, frozen=True, kw_only=True):

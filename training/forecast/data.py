@@ -105,19 +105,23 @@ def load(config: DataConfig, environ: Mapping[str, str] = os.environ) -> Series:
         environ: `SEQSERVE_DATA` names a directory with a folder `ett`; `SEQSERVE_CACHE` one for downloads.
 
     Raises:
-        DataError: The file is missing, is not what it should be, or lacks a column.
+        DataError: The file is missing, is not what it should be, or lacks a column or its values to learn from.
     """
     known = _KNOWN.get(config.name)
     path = Path(config.path) if known is None else _path(known, environ)
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"series {config.name}: {error}") from None
-    if path.suffix == ".gz":
-        data = gzip.decompress(data)
-    columns, values = table(data.decode(), config.columns, str(path))
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+        text = data.decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"series {config.name}, {path}: {error}") from None
+    columns, values = table(text, config.columns, str(path))
     rows = 1 if known is None else known.rows_per_hour
     parts = _shares(config, len(values)) if known is None else _months(rows * _MONTH, len(values))
+    empty = np.isnan(values[slice(*parts["train"])]).all(axis=0)
+    if empty.any():
+        raise DataError(f"{path} has no value of {columns[empty.argmax()]} in the train part")
     return Series(
         columns=columns,
         values=values,

@@ -87,6 +87,29 @@ def test_a_constant_column_is_not_divided_by_zero(tmp_path: Path) -> None:
     assert np.all(series.standardised() == 0)
 
 
+def test_a_column_that_nothing_can_be_learnt_of_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("x,y\n" + "1,\n" * 6 + "1,2\n" * 4)
+    with pytest.raises(DataError, match=r"own\.csv has no value of y in the train part"):
+        data.load(DataConfig(name="csv", path=str(path)), {})
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("own.csv", "größe\n1\n".encode("latin-1")), ("own.csv.gz", b"x\n1\n")]
+)
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        data.load(DataConfig(name="csv", path=str(path)), {})
+
+
+def test_a_mark_of_byte_order_is_not_part_of_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("x\n" + "1\n" * 10, "utf-8-sig")
+    assert data.load(DataConfig(name="csv", path=str(path)), {}).columns == ("x",)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"ETTh1\.csv"):
         data.load(DataConfig(name="etth1"), {"SEQSERVE_DATA": str(tmp_path)})
