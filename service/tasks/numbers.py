@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.contract import Labels, ModelConfig, Tensor
+from service.contract import Labels, ModelConfig
 from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, listed, vector
@@ -82,13 +82,10 @@ class TensorsTask:
         if len(self._inputs) == 1 and not isinstance(value, dict):
             (tensor,) = self._inputs
             return {tensor.name: vector(value, tensor, path)[None]}
-        return {t.name: vector(self._member(value, t, path), t, path)[None] for t in self._inputs}
-
-    def _member(self, value: Any, tensor: Tensor, path: str) -> Any:
         names = {t.name for t in self._inputs}
         if not isinstance(value, dict) or value.keys() != names:
             raise Invalid(f"an object with {', '.join(sorted(names))} is due here", path=path)
-        return value[tensor.name]
+        return {t.name: vector(value[t.name], t, f"{path}.{t.name}")[None] for t in self._inputs}
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a list of values, one for each step."""

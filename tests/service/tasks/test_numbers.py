@@ -139,6 +139,13 @@ def test_several_inputs_come_as_an_object(accumulator: Path) -> None:
             task.piece(wrong, "$")
 
 
+def test_the_path_leads_through_the_object(accumulator: Path) -> None:
+    task = tensors(accumulator, of("float64", name="a"), of("int64", 2, name="b"))
+    with pytest.raises(Invalid) as error:
+        task.piece({"a": 1, "b": [2, "3"]}, "$.inputs[7]")
+    assert error.value.extra["path"] == "$.inputs[7].b[1]"
+
+
 def test_a_single_input_may_come_as_an_object_too(accumulator: Path) -> None:
     assert tensors(accumulator, of("float64")).piece({"x": 2}, "$")["x"].tolist() == [2]
 
