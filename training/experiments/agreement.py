@@ -292,9 +292,9 @@ def _setting(settings: Settings, findings: Findings) -> str:
             "phrases with nouns, and clauses with subjects and verbs of their own, then a verb that must agree with",
             "its subject. Training sentences have a distance drawn evenly from 0 and 3 to",
             f"{max(settings.train_distances)} words; {settings.train_sentences:,} of them for each of",
-            f"{len(settings.seeds)} seeds, {settings.steps:,} steps of {settings.batch_size},",
-            f"{min(counts):,} to {max(counts):,} parameters. The line is the mean over the seeds, the band reaches",
-            "from the worst to the best.",
+            f"{len(settings.seeds)} seeds, {settings.steps:,} steps of {settings.batch_size}, a learning rate of",
+            f"{settings.lr:g} for all, {min(counts):,} to {max(counts):,} parameters. The line is the mean over the",
+            "seeds, the band reaches from the worst to the best.",
         ]
     )
 

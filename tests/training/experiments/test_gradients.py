@@ -70,6 +70,18 @@ def test_clipping_bounds_what_is_applied_and_leaves_the_rest_alone(
         assert loose.applied == pytest.approx(min(loose.norm, 1e3), rel=1e-3)
 
 
+def test_clipping_is_said_to_act_where_it_does(findings: gradients.Findings) -> None:
+    parts = [
+        gradients.Clipping(spectral_radius=1.0, norm=0.5, applied=0.5),
+        gradients.Clipping(spectral_radius=1.1, norm=0.9, applied=0.8),
+        gradients.Clipping(spectral_radius=1.2, norm=7.0, applied=1.0),
+    ]
+    some = msgspec.structs.replace(findings, clipping=tuple(parts))
+    assert "acts from a radius of 1.1 on" in gradients.describe(TINY, some)
+    none = msgspec.structs.replace(findings, clipping=tuple(parts[:1]))
+    assert "acts never" in gradients.describe(TINY, none)
+
+
 def test_every_remedy_is_measured_off_and_on(findings: gradients.Findings) -> None:
     on = {remedy for curve in findings.curves for remedy in curve.variant.remedies}
     assert on == set(gradients.REMEDIES)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from training.config import TransformerConfig
 from training.experiments import streaming_cost
-from training.experiments.streaming_cost import Findings, Settings, Stream
+from training.experiments.streaming_cost import Findings, Graph, Settings, Stream
+from training.models.encoders import make_encoder
 
 TINY = Settings(
     contexts=(1, 4, 9),
@@ -26,6 +28,15 @@ def test_states_have_the_bytes_of_their_architecture_at_every_context() -> None:
         assert len(stream.step_us) == len(TINY.contexts)
         assert min(stream.step_us) > 0
     assert len(findings.recompute_us) == len(TINY.recomputed)
+
+
+def test_a_timed_step_is_taken_after_so_many_and_leaves_no_trace() -> None:
+    graph = Graph(make_encoder(TINY.transformer, TINY.width_in).eval())
+    graph.run(np.zeros((1, 3, TINY.width_in), np.float32))
+    before = [part.copy() for part in graph.state]
+    assert streaming_cost._median_us(graph, np.ones((1, 1, TINY.width_in), np.float32), 5) > 0
+    for part, due in zip(graph.state, before, strict=True):
+        np.testing.assert_array_equal(part, due)
 
 
 @pytest.mark.parametrize(("last", "said"), [(10.0, "and Transformer."), (90.0, "the others vary")])
