@@ -88,3 +88,12 @@ class ForecastRun(TrainedRun, frozen=True, kw_only=True, tag="forecast", tag_fie
 
     data: DataConfig
     model: ModelConfig
+
+    def __post_init__(self) -> None:
+        """Check what the field types cannot say.
+
+        Raises:
+            ValueError: The encoder would read the very values that are to be forecast.
+        """
+        if self.encoder.bidirectional:
+            raise ValueError("a bidirectional encoder has seen the future")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from service.contract import Dataset
 from training import floors
+from training.config import ConfigError
 from training.data.download import DataError
 from training.forecast import skip
 from training.forecast.config import ForecastRun
@@ -29,7 +30,12 @@ _CHUNK = 256
 
 
 class ForecastLearner:
-    """A series and a forecaster; see `Learner`."""
+    """A series and a forecaster; see `Learner`.
+
+    Raises:
+        DataError: The series is too short.
+        ConfigError: The rows of a batch do not divide over the processes.
+    """
 
     criterion = "valid/loss"
     maximise = False
@@ -45,6 +51,10 @@ class ForecastLearner:
             raise DataError(
                 f"{series.dataset.name}: {len(series.values)} rows are too few for a window of {window}, "
                 f"{run.data.forecasts} forecasts and a horizon of {horizon}"
+            )
+        if run.training.batch_size % part.count:
+            raise ConfigError(
+                f"{run.training.batch_size} rows do not divide over {part.count} processes"
             )
         torch.manual_seed(run.seed)
         self._model = ForecastModel(run.model, run.encoder, len(series.columns), run.data.context)

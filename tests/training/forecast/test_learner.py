@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
 from tests.training.forecast.conftest import waves
+from training.config import ConfigError, RecurrentConfig
 from training.data.download import DataError
 from training.forecast.config import ForecastRun
 from training.forecast.learner import ForecastLearner
@@ -83,3 +85,16 @@ def test_a_model_that_gives_no_numbers_is_not_a_good_one(run: Callable[..., Fore
 def test_a_series_too_short_is_refused(run: Callable[..., ForecastRun]) -> None:
     with pytest.raises(DataError, match="30 rows are too few for a window of 12"):
         ForecastLearner(run(), waves(rows=30), Share())
+
+
+def test_rows_that_do_not_divide_over_the_processes_are_refused(
+    run: Callable[..., ForecastRun],
+) -> None:
+    with pytest.raises(ConfigError, match="6 rows do not divide over 4 processes"):
+        ForecastLearner(run(), waves(), Share(0, 4))
+
+
+def test_an_encoder_that_reads_from_the_end_is_refused(run: Callable[..., ForecastRun]) -> None:
+    ahead = RecurrentConfig(cell="gru", hidden_size=8, bidirectional=True)
+    with pytest.raises(ValueError, match="has seen the future"):
+        msgspec.structs.replace(run(), encoder=ahead)
