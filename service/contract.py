@@ -188,6 +188,8 @@ class Ner(Record, frozen=True, kw_only=True, tag="ner", tag_field="name"):
         tokenizer: File with the known words, in the format of the `tokenizers` library (WordLevel).
         vocab_size: How many words it has.
         unknown_token: Stands for every other word.
+        lists: Files with a word on each line. A word that the tokenizer does not know has the id of the first list
+            that it is in, `vocab_size` for the first, one more for each.
         characters: Known characters; the id of the first is 2, since 0 pads and 1 is any other.
     """
 
@@ -196,6 +198,7 @@ class Ner(Record, frozen=True, kw_only=True, tag="ner", tag_field="name"):
     tokenizer: str = "tokenizer.json"
     vocab_size: Size
     unknown_token: str = "<unk>"
+    lists: tuple[str, ...] = ()
     characters: str
 
 

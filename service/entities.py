@@ -7,7 +7,7 @@ address, a number or an abbreviation is one. A text whose words stand between bl
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,6 +57,15 @@ _WORD = re.compile(
 def places(text: str) -> list[tuple[int, int]]:
     """First character of each word and the one after its last; all but blanks belongs to one word."""
     return [match.span() for match in _WORD.finditer(text)]
+
+
+def with_lists(ids: Mapping[str, int], lists: Iterable[Iterable[str]]) -> dict[str, int]:
+    """Ids of words, and those that follow for the words of each list that have none yet."""
+    known = dict(ids)
+    for place, words in enumerate(lists, len(ids)):
+        for word in words:
+            known.setdefault(word, place)
+    return known
 
 
 class WordNumbers:

@@ -263,9 +263,10 @@ def make_task(config: ModelConfig, files: dict[str, bytes]) -> Task | NerTask:
             raise ContractError(f"{CONFIG_FILE} lists no hash for {spec.tokenizer}")
         return SentimentTask(config, spec, files[spec.tokenizer])
     if isinstance(spec, Ner):
-        if spec.tokenizer not in files:
-            raise ContractError(f"{CONFIG_FILE} lists no hash for {spec.tokenizer}")
-        return NerTask(config, spec, files[spec.tokenizer])
+        for name in (spec.tokenizer, *spec.lists):
+            if name not in files:
+                raise ContractError(f"{CONFIG_FILE} lists no hash for {name}")
+        return NerTask(config, spec, files)
     if isinstance(spec, Labels):
         return LabelsTask(config, spec)
     if isinstance(spec, Forecast):

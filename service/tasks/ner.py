@@ -8,17 +8,17 @@ piece tells of this one is not told.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
 
 from service.contract import ModelConfig, Ner
-from service.entities import Chain, Entity, WordNumbers, places
+from service.entities import Chain, Entity, WordNumbers, places, with_lists
 from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.protocol import Outputs, Parameters, join_pieces, kind
-from service.tasks.vocabulary import read_vocabulary
+from service.tasks.vocabulary import read_lines, read_vocabulary
 from service.text import composed
 
 
@@ -31,16 +31,17 @@ class NerTask:
     Args:
         config: Of a model whose task is `Ner`.
         spec: That task.
-        tokenizer: Content of its tokenizer file.
+        files: Content of its files, by name.
 
     Raises:
-        ContractError: The tokenizer cannot be read, or does not fit the vocabulary.
+        ContractError: A file cannot be read, or the tokenizer does not fit the vocabulary.
     """
 
     outputs: tuple[str, ...] = ("scores",)
 
-    def __init__(self, config: ModelConfig, spec: Ner, tokenizer: bytes) -> None:
-        ids = read_vocabulary(tokenizer, spec)
+    def __init__(self, config: ModelConfig, spec: Ner, files: Mapping[str, bytes]) -> None:
+        ids = read_vocabulary(files[spec.tokenizer], spec)
+        ids = with_lists(ids, [read_lines(files[name], name) for name in spec.lists])
         (width,) = next(tensor.shape for tensor in config.inputs if tensor.shape)
         self._numbers = WordNumbers(ids, ids[spec.unknown_token], spec.characters, width)
         self._chain = Chain(spec.labels, spec.transitions)

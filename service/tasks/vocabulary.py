@@ -1,4 +1,4 @@
-"""The words a model knows, from the tokenizer file of its export."""
+"""The words a model knows, from the files of its export."""
 
 from __future__ import annotations
 
@@ -29,3 +29,19 @@ def read_vocabulary(content: bytes, spec: NextWord | Ner | Sentiment) -> dict[st
     if spec.unknown_token is not None and spec.unknown_token not in vocabulary:
         raise ContractError(f"{spec.tokenizer} has no {spec.unknown_token!r}")
     return vocabulary
+
+
+def read_lines(content: bytes, name: str) -> list[str]:
+    """Words of a list, one on each line.
+
+    Args:
+        content: The file.
+        name: Its name, for errors.
+
+    Raises:
+        ContractError: It is not UTF-8.
+    """
+    try:
+        return content.decode().removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ContractError(f"{name} cannot be read: {error}") from None

@@ -217,6 +217,15 @@ async def test_a_tokenizer_without_a_hash_is_refused(tmp_path: Path) -> None:
         assert not repository.ready
 
 
+async def test_a_list_of_words_without_a_hash_is_refused(tmp_path: Path) -> None:
+    directory = models.tagger(tmp_path)
+    task = json.loads((directory / CONFIG_FILE).read_bytes())["task"]
+    change_config(directory, task=task | {"lists": ["names.txt"]})
+    async with loaded(tmp_path) as repository:
+        with pytest.raises(ModelNotReady, match=r"lists no hash for names\.txt"):
+            repository.get("tagger")
+
+
 async def test_each_task_gets_what_reads_and_writes_for_it(tmp_path: Path, planner: Path) -> None:
     models.accumulator(tmp_path)
     models.language_model(tmp_path)

@@ -98,6 +98,13 @@ def _entities(run: NerRun, directory: Path) -> NerRun:
             words = choose.choices(list(tagged), k=7)
             lines += [f"{word}\t{tagged[word]}" for word in words] + [""]
         (directory / f"{split}.conll").write_text("\n".join(lines) + "\n")
+    for name, file, content in (
+        ("names", "txt", "ann\nzoe\n"),
+        ("names-by-language", "tsv", "language\tname\nmade\tKim\n"),
+    ):
+        (directory / name).mkdir(exist_ok=True)
+        for split in ("train", "valid"):
+            (directory / name / f"{split}.{file}").write_text(content)
     data = replace(
         run.data,
         sources=("files",),

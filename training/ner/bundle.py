@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from service.contract import Metric, ModelConfig, Ner
 from service.contract import Tensor as TensorSpec
-from service.entities import Chain, entity_spans, places
+from service.entities import Chain, WordNumbers, entity_spans, places
 from training.export.bundle import Bundle, Case, Original
 from training.export.runtime import Array, Arrays, LoadedGraph
 from training.export.weights import Trained, as_stored, load_best, model_config, read_file
@@ -22,6 +22,7 @@ from training.ner.data import LABELS, Data, Sentence
 from training.ner.graph import step_graph
 from training.ner.learner import CHARACTERS_FILE, TOKENIZER_FILE, shape
 from training.ner.model import Tagger
+from training.ner.names import from_lines, list_file
 from training.ner.words import RESERVED_CHARACTERS, UNKNOWN, numbers_of
 
 # Start and length of the golden inputs in the validation text, and the chunks they are also fed in.
@@ -48,8 +49,10 @@ def bundle(run: NerRun, command: str, directory: Path, data: Data) -> Bundle:
     trained = load_best(directory, shape(run))
     tokenizer = read_file(directory, TOKENIZER_FILE)
     alphabet = read_file(directory, CHARACTERS_FILE).decode()
+    lists = {list_file(name): read_file(directory, list_file(name)) for name in run.data.names}
     vocab_size = Tokenizer.from_str(tokenizer.decode()).get_vocab_size()
-    model = Tagger(run.model, run.encoder, vocab_size, len(alphabet) + RESERVED_CHARACTERS, LABELS)
+    alphabet_size = len(alphabet) + RESERVED_CHARACTERS
+    model = Tagger(run.model, run.encoder, vocab_size, len(lists), alphabet_size, LABELS)
     model.load_state_dict(as_stored(trained.weights, run.export))
     model.eval()
     spec = Ner(
@@ -58,9 +61,11 @@ def bundle(run: NerRun, command: str, directory: Path, data: Data) -> Bundle:
         tokenizer=TOKENIZER_FILE,
         vocab_size=vocab_size,
         unknown_token=UNKNOWN,
+        lists=tuple(lists),
         characters=alphabet,
     )
-    numbers = numbers_of(Tokenizer.from_str(tokenizer.decode()), alphabet, run.model.characters)
+    files = {TOKENIZER_FILE: tokenizer, **lists}
+    numbers = _numbers(spec, files, run.model.characters)
     text = numbers([word for sentence in data.valid for word in sentence.words])
     return Bundle(
         config=_config(run, command, model, trained, spec),
@@ -69,8 +74,8 @@ def bundle(run: NerRun, command: str, directory: Path, data: Data) -> Bundle:
         sample=lambda length, seed: _excerpt(text, seed * 97, length),
         cases=tuple(Case(_excerpt(text, start, length), split) for start, length, split in _GOLDEN),
         golden_outputs=("scores",),
-        files={TOKENIZER_FILE: tokenizer},
-        measure=lambda graph: measure(graph, data, tokenizer),
+        files=files,
+        measure=lambda graph: measure(graph, data, files),
         card=_card(run, model, trained),
     )
 
@@ -91,7 +96,7 @@ def original(model: Tagger) -> Original:
     return answer
 
 
-def measure(graph: LoadedGraph, data: Data, tokenizer: bytes) -> tuple[Metric, ...]:
+def measure(graph: LoadedGraph, data: Data, files: Mapping[str, bytes]) -> tuple[Metric, ...]:
     """Quality of an exported model on the validation sentences: by their own words, and as plain text.
 
     As plain text a sentence is its words with a blank between them, split again by the service, and an entity is a
@@ -100,7 +105,7 @@ def measure(graph: LoadedGraph, data: Data, tokenizer: bytes) -> tuple[Metric, .
     task = graph.config.task
     assert isinstance(task, Ner)
     width = next(tensor.shape[0] for tensor in graph.config.inputs if tensor.shape)
-    numbers = numbers_of(Tokenizer.from_str(tokenizer.decode()), task.characters, width)
+    numbers = _numbers(task, files, width)
     chain = Chain(task.labels, task.transitions)
     scores = graph.whole([numbers(sentence.words) for sentence in data.valid], "scores")
     found = [[task.labels[tag] for tag in chain.tags(each)] for each in scores]
@@ -117,6 +122,12 @@ def measure(graph: LoadedGraph, data: Data, tokenizer: bytes) -> tuple[Metric, .
     ]
     due = map(_ranges, data.valid)
     return (*by_words, *quality.metrics(due, ranges, f"{data.split} as plain text"))
+
+
+def _numbers(spec: Ner, files: Mapping[str, bytes], width: int) -> WordNumbers:
+    tokenizer = Tokenizer.from_str(files[spec.tokenizer].decode())
+    lists = [from_lines(files[name]) for name in spec.lists]
+    return numbers_of(tokenizer, lists, spec.characters, width)
 
 
 def _ranges(sentence: Sentence) -> list[tuple[str, int, int]]:
@@ -150,6 +161,13 @@ def _config(run: NerRun, command: str, model: Tagger, trained: Trained, spec: Ne
     )
 
 
+def _rare(run: NerRun) -> str:
+    if not run.data.names:
+        return "any other word is known by its characters"
+    lists = " and ".join(f"`{list_file(name)}`" for name in run.data.names)
+    return f"one vector for all other words of each list ({lists}); any other word is known by its characters"
+
+
 def _card(run: NerRun, model: Tagger, trained: Trained) -> str:
     config = run.model
     known = model.vectors.num_embeddings - 1
@@ -161,8 +179,8 @@ Its score of an entity is the probability that exactly these words are one of th
 
 ## Model
 
-- vectors of {config.embedding_dim} numbers for {known:,} words, from counts of their neighbours, not learnt further;
-  any other word is known by its characters
+- vectors of {config.embedding_dim} numbers for {known:,} words, from counts of their neighbours, not learnt further
+- {_rare(run)}
 - {config.filters} features of a convolution over the first and last characters of a word, {config.characters} in all
 - {run.encoder.in_words}; a linear chain over tags in IOB2
 - {learnt:,} learnt parameters, stored in {run.export.weights} like the vectors

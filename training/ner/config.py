@@ -9,6 +9,7 @@ import msgspec
 from training.config import Record, TrainedRun
 
 SourceName = Literal["uner-ewt", "btc", "wnut17", "files"]
+ListName = Literal["names", "names-by-language"]
 
 
 class DataConfig(Record, frozen=True, kw_only=True):
@@ -20,6 +21,7 @@ class DataConfig(Record, frozen=True, kw_only=True):
         joined: Share of the sentences that are read together with the ones after them, as they come in a text.
         longest: Words of the longest text that is learnt from; longer ones are cut.
         unlabelled: Whether WikiText-2 is read too for the word vectors.
+        names: Lists of names; a name too rare for a vector of its own has that of its list. See `training.ner.names`.
         train: Path of the training sentences, for `files` only.
         valid: Path of the validation sentences, for `files` only.
         licence: Terms of the two files, for the model card.
@@ -29,6 +31,7 @@ class DataConfig(Record, frozen=True, kw_only=True):
     joined: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
     longest: int = 120
     unlabelled: bool = True
+    names: tuple[ListName, ...] = ()
     train: str = ""
     valid: str = ""
     licence: str = "not stated"

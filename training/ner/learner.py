@@ -21,7 +21,8 @@ from training.models.encoder import State
 from training.ner import quality
 from training.ner.config import NerRun
 from training.ner.data import LABELS, Data, words_of
-from training.ner.model import SCALE, Tagger
+from training.ner.model import SCALE, UNKNOWN_ID, Tagger
+from training.ner.names import NameList, list_file, to_lines
 from training.ner.vectors import frequent_words, word_vectors
 from training.ner.words import RESERVED_CHARACTERS, UNKNOWN, alphabet_of, numbers_of, tokenizer_of
 from training.trainer import Share
@@ -43,6 +44,7 @@ class TaggerLearner:
         data: Tagged sentences.
         plain: Words of further texts, for the vectors; and where they come from.
         part: The share of this process.
+        lists: Lists of names; those of the configuration.
     """
 
     criterion = f"valid/{quality.NAME}"
@@ -54,6 +56,7 @@ class TaggerLearner:
         data: Data,
         plain: tuple[Sequence[Sequence[str]], Sequence[Dataset]],
         part: Share,
+        lists: Sequence[NameList] = (),
     ) -> None:
         tagged = words_of(data.train)
         texts = [*plain[0], *tagged]
@@ -61,20 +64,36 @@ class TaggerLearner:
         tokenizer, alphabet = tokenizer_of(words), alphabet_of(tagged)
         torch.manual_seed(run.seed)
         self.model: nn.Module = Tagger(
-            run.model, run.encoder, len(words) + 1, len(alphabet) + RESERVED_CHARACTERS, LABELS
+            run.model,
+            run.encoder,
+            len(words) + 1,
+            len(lists),
+            len(alphabet) + RESERVED_CHARACTERS,
+            LABELS,
         )
         self._model = self.model
         vectors = word_vectors(texts, words, run.model.embedding_dim, run.seed)
         self._model.vectors.weight.data[1:] = vectors * (SCALE * run.model.embedding_dim**0.5)
+        members = [frozenset(each.members) for each in lists]
+        self._model.set_lists(
+            [[i for i, word in enumerate(words, UNKNOWN_ID + 1) if word in m] for m in members]
+        )
         self.shape: Mapping[str, Any] = shape(run)
-        self.datasets: tuple[Dataset, ...] = (*data.datasets, *plain[1])
+        self.datasets: tuple[Dataset, ...] = (
+            *data.datasets,
+            *plain[1],
+            *(each.dataset for each in lists),
+        )
         self.files: Mapping[str, bytes] = {
             TOKENIZER_FILE: tokenizer.to_str().encode(),
             CHARACTERS_FILE: alphabet.encode(),
+            **{list_file(each.name): to_lines(each.members) for each in lists},
         }
         self.floor = floors.in_words(floors.best(quality.NAME, data.split, self.datasets))
         self._run, self._data, self._part = run, data, part
-        numbers = numbers_of(tokenizer, alphabet, run.model.characters)
+        numbers = numbers_of(
+            tokenizer, [each.members for each in lists], alphabet, run.model.characters
+        )
         ids = {label: i for i, label in enumerate(LABELS)}
         self._train = [
             [
@@ -164,7 +183,7 @@ def filtered_by(model: Tagger, texts: Sequence[Arrays]) -> list[Array]:
     by_length: dict[int, list[int]] = {}
     for i, text in enumerate(texts):
         by_length.setdefault(len(text["words"]), []).append(i)
-    device = model.unknown.device
+    device = model.shared.device
     for length, places in by_length.items():
         size = max(1, _VALID_WORDS // length)
         for start in range(0, len(places), size):
@@ -181,5 +200,7 @@ def filtered_by(model: Tagger, texts: Sequence[Arrays]) -> list[Array]:
 
 def shape(run: NerRun) -> dict[str, Any]:
     """What the weights of a run fit."""
-    parts: dict[str, Any] = msgspec.to_builtins({"model": run.model, "encoder": run.encoder})
+    parts: dict[str, Any] = msgspec.to_builtins(
+        {"model": run.model, "encoder": run.encoder, "lists": run.data.names}
+    )
     return parts

@@ -31,6 +31,7 @@ class Tagger(nn.Module):
         config: Shape of the features.
         encoder: Shape of the encoder.
         vocab_size: Words with a vector; id 0 is the unknown word.
+        lists: Lists of words without one; the ids of the lists follow.
         alphabet_size: Ids of characters.
         labels: Tags in IOB2; the first is `O`.
     """
@@ -40,6 +41,7 @@ class Tagger(nn.Module):
         config: ModelConfig,
         encoder: EncoderConfig,
         vocab_size: int,
+        lists: int,
         alphabet_size: int,
         labels: Sequence[str],
     ) -> None:
@@ -47,7 +49,14 @@ class Tagger(nn.Module):
         self.word_dropout = config.word_dropout
         self.vectors = nn.Embedding(vocab_size, config.embedding_dim)
         self.vectors.weight.requires_grad = False
-        self.unknown = nn.Parameter(torch.zeros(config.embedding_dim))
+        # Of the unknown word, and of each list.
+        self.shared = nn.Parameter(torch.zeros(1 + lists, config.embedding_dim))
+        # What a word would be without a vector of its own: the unknown word or a list.
+        self.register_buffer(
+            "fallback", torch.zeros(vocab_size + lists, dtype=torch.int64), persistent=False
+        )
+        self.fallback: Tensor
+        self.fallback[vocab_size:] = torch.arange(vocab_size, vocab_size + lists)
         self.characters = nn.Embedding(
             alphabet_size, config.character_dim, padding_idx=PADDING_CHARACTER
         )
@@ -64,19 +73,30 @@ class Tagger(nn.Module):
 
     def initial_state(self, batch_size: int) -> State:
         """State before the first word: zeros, (B, *shape) each."""
-        return fresh(self.states, batch_size, self.unknown.device)
+        return fresh(self.states, batch_size, self.shared.device)
 
     def table(self) -> Tensor:
-        """Vectors of all words (V, E), with that of the unknown word in its place."""
-        return torch.cat([self.unknown[None], self.vectors.weight[1:]])
+        """Vectors of all words and lists (V + L, E), with that of the unknown word in its place."""
+        return torch.cat([self.shared[:1], self.vectors.weight[1:], self.shared[1:]])
+
+    def set_lists(self, members: Sequence[Sequence[int]]) -> None:
+        """Say which words with a vector are in each list, too: the list begins as the mean of them."""
+        for place, ids in enumerate(members, 1):
+            if ids:
+                self.shared.data[place] = self.vectors.weight.data[list(ids)].mean(0)
+                self.fallback[list(ids)] = self.vectors.num_embeddings + place - 1
 
     def features(self, words: Tensor, characters: Tensor) -> Tensor:
         """Features (B, T, E + F) of words (B, T) int64 and their characters (B, T, C) int64."""
         if self.training and self.word_dropout:
             hidden = torch.rand(words.shape, device=words.device) < self.word_dropout
-            words = words.masked_fill(hidden, UNKNOWN_ID)
-        known = self.vectors(words)
-        vectors = torch.where((words == UNKNOWN_ID)[..., None], self.unknown, known)
+            words = torch.where(hidden, self.fallback[words], words)
+        known = self.vectors.num_embeddings
+        shares = (words == UNKNOWN_ID) | (words >= known)
+        shared = self.shared[(words - known + 1).clamp_min(0)]
+        vectors = torch.where(
+            shares[..., None], shared, self.vectors(words.masked_fill(shares, UNKNOWN_ID))
+        )
         letters = self.characters(characters.flatten(0, 1)).transpose(1, 2)  # (B T, D, C)
         spelling = self.convolution(letters).relu().amax(2)
         return torch.cat([vectors, spelling.unflatten(0, words.shape)], dim=2)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from service.entities import WordNumbers
+from service.entities import WordNumbers, with_lists
 from training.ner.model import UNKNOWN_ID
 
 UNKNOWN = "<unk>"
@@ -33,6 +33,8 @@ def alphabet_of(texts: Iterable[Sequence[str]]) -> str:
     return "".join(c for c, count in counts.most_common() if count >= _MIN_CHARACTER_COUNT)
 
 
-def numbers_of(tokenizer: Tokenizer, alphabet: str, width: int) -> WordNumbers:
-    """Words as tensors, `width` characters of each."""
-    return WordNumbers(tokenizer.get_vocab(), UNKNOWN_ID, alphabet, width)
+def numbers_of(
+    tokenizer: Tokenizer, lists: Iterable[Iterable[str]], alphabet: str, width: int
+) -> WordNumbers:
+    """Words as tensors, `width` characters of each; words of lists by one id a list, behind the tokenizer's."""
+    return WordNumbers(with_lists(tokenizer.get_vocab(), lists), UNKNOWN_ID, alphabet, width)

@@ -28,7 +28,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def task(directory: Path) -> NerTask:
     config = decode_config((directory / CONFIG_FILE).read_bytes())
     assert isinstance(config.task, Ner)
-    return NerTask(config, config.task, tokenizer(models.TAGGED))
+    return NerTask(config, config.task, {"tokenizer.json": tokenizer(models.TAGGED)})
 
 
 def test_words_and_characters_of_a_text(task: NerTask) -> None:
@@ -144,4 +144,20 @@ def test_a_tokenizer_that_does_not_fit_is_refused(
     assert isinstance(config.task, Ner)
     assert config.inputs[1] == Tensor(name="characters", dtype="int64", shape=(4,))
     with pytest.raises(ContractError, match=said):
-        NerTask(config, config.task, tokenizer(words))
+        NerTask(config, config.task, {"tokenizer.json": tokenizer(words)})
+
+
+def test_words_of_lists_have_the_ids_behind_the_known_ones(directory: Path) -> None:
+    config = decode_config((directory / CONFIG_FILE).read_bytes())
+    assert isinstance(config.task, Ner)
+    spec = msgspec.structs.replace(config.task, lists=("given.txt", "family.txt"))
+    files = {
+        "tokenizer.json": tokenizer(models.TAGGED),
+        "given.txt": b"Ann\nZoe\n",
+        "family.txt": "Zoe\nNovák\n".encode(),
+    }
+    arrays = NerTask(config, spec, files).piece("Ann Zoe zoe NOVÁK Bob", "$")
+    size = len(models.TAGGED)
+    assert arrays["words"].tolist() == [1, size, size, size + 1, 0]
+    with pytest.raises(ContractError, match=r"given\.txt cannot be read"):
+        NerTask(config, spec, files | {"given.txt": b"\xff"})

@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace
+from tokenizers import Tokenizer
 
 from tests.training.small import small
+from training.ner import names
 from training.ner.config import NerRun
 from training.ner.data import load
 from training.ner.learner import TaggerLearner
+from training.ner.words import numbers_of
 from training.runs import load as load_run
 from training.trainer import Share
 
@@ -16,14 +20,15 @@ CONFIG = Path(__file__).parents[3] / "training" / "configs" / "ner_bidirectional
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> NerRun:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NerRun:
+    monkeypatch.setenv("SEQSERVE_DATA", str(tmp_path))
     found = small(load_run(CONFIG), tmp_path)  # type: ignore[arg-type]
     assert isinstance(found, NerRun)
     return found
 
 
 def learner(run: NerRun, part: Share | None = None) -> TaggerLearner:
-    return TaggerLearner(run, load(run.data), ((), ()), part or Share())
+    return TaggerLearner(run, load(run.data), ((), ()), part or Share(), names.load(run.data.names))
 
 
 def test_a_batch_is_a_function_of_its_step(run: NerRun) -> None:
@@ -79,8 +84,42 @@ def test_word_vectors_are_not_learnt_and_the_unknown_word_is(run: NerRun) -> Non
     characters = torch.zeros(1, 2, run.model.characters, dtype=torch.int64)
     features = whole._model.features(words, characters)
     features.sum().backward()
-    assert whole._model.unknown.grad is not None
-    assert whole._model.unknown.grad.abs().sum() > 0
+    assert whole._model.shared.grad is not None
+    unknown, *lists = whole._model.shared.grad.abs().sum(1).tolist()
+    assert unknown > 0
+    assert lists == [0, 0]
+
+
+def test_a_rare_name_has_the_vector_of_its_list(run: NerRun) -> None:
+    whole = learner(run)
+    tokenizer = Tokenizer.from_str(whole.files["tokenizer.json"].decode())
+    assert whole.files["names.txt"] == b"Ann\nZoe\n"
+    lists = [["Ann", "Zoe"], ["Kim"]]
+    numbers = numbers_of(tokenizer, lists, "", run.model.characters)
+    words = numbers(["Ann", "Zoe", "zoe", "Kim", "Bob"])["words"].tolist()
+    size, ann = tokenizer.get_vocab_size(), tokenizer.get_vocab()["Ann"]
+    assert words == [ann, size, size, size + 1, 0]
+    model = whole._model
+    table = model.table()
+    # As the only name with a vector of its own, Ann is the mean of them.
+    assert torch.equal(table[size], table[ann])
+    assert table[size + 1].abs().sum() == 0
+    characters = torch.zeros(1, 5, run.model.characters, dtype=torch.int64)
+    model.eval()
+    features = model.features(torch.tensor([words]), characters)[0, :, : run.model.embedding_dim]
+    assert torch.equal(features, table[words])
+
+
+def test_a_hidden_word_is_taken_for_its_list(run: NerRun) -> None:
+    whole = learner(replace(run, model=replace(run.model, word_dropout=1.0)))
+    model = whole._model
+    size = model.vectors.num_embeddings
+    model.shared.data = torch.arange(3.0)[:, None].expand(-1, run.model.embedding_dim).clone()
+    vocabulary = Tokenizer.from_str(whole.files["tokenizer.json"].decode()).get_vocab()
+    words = torch.tensor([[0, vocabulary["Ann"], vocabulary["saw"], size, size + 1]])
+    characters = torch.zeros(1, 5, run.model.characters, dtype=torch.int64)
+    features = model.train().features(words, characters)
+    assert features[0, :, 0].tolist() == [0, 1, 0, 1, 2]
 
 
 def test_validation_counts_spans_of_whole_sentences(run: NerRun) -> None:
