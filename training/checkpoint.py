@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,16 @@ BEST = "best.pt"
 
 
 def save(values: dict[str, Any], path: Path) -> None:
-    """Replace a checkpoint in one step; the old one stays readable until then."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+    """Replace a checkpoint in one step; the old one stays readable until then.
+
+    What a kill leaves half written, the next call writes over.
+    """
+    new = path.with_suffix(".tmp")
+    with new.open("wb") as file:
         torch.save(values, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(file.name, path)
+    os.replace(new, path)
 
 
 def load(path: Path) -> dict[str, Any]:

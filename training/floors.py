@@ -8,7 +8,6 @@ data that it was computed from, known by their digests, and for metrics of its o
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -55,10 +54,9 @@ def save(floors: Floors, path: Path = FILE) -> None:
     kept = [e for e in entries if e.data != data]
     kept.append(Entry(data, tuple(merged[key] for key in sorted(merged))))
     kept.sort(key=lambda entry: msgspec.json.encode(entry.data, order="deterministic"))
-    content = msgspec.json.format(msgspec.json.encode(kept)) + b"\n"
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(kept)) + b"\n")
+    os.replace(temporary, path)
 
 
 def read(path: Path = FILE) -> list[Entry]:

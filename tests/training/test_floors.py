@@ -73,6 +73,7 @@ def test_floors_are_replaced_by_method_and_others_stay(file: Path) -> None:
     found = {(m.split, m.floor_name): m.value for m in entries[0].metrics}
     due = {("valid", "guess"): 0.7, ("valid", "count"): 0.6, ("test", "guess"): 0.4}
     assert found == due
+    assert [each.name for each in file.parent.iterdir()] == ["floors.json"]
 
 
 def test_no_file_knows_nothing(file: Path) -> None:

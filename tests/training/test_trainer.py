@@ -125,3 +125,5 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="no"):
         checkpoint.save({"step": Unwritable()}, path)
     assert checkpoint.load(path) == {"step": 1}
+    checkpoint.save({"step": 2}, path)
+    assert [each.name for each in tmp_path.iterdir()] == ["one.pt"]
