@@ -55,7 +55,7 @@ class Served:
 
     config: ModelConfig
     engine: Engine
-    task: Task | NerTask
+    task: Task
 
 
 @dataclass(slots=True)
@@ -77,7 +77,7 @@ class Loaded:
 
     config: ModelConfig
     graph: Graph
-    task: Task | NerTask
+    task: Task
 
 
 class Repository:
@@ -247,7 +247,7 @@ def _read(directory: Path, name: str) -> bytes:
         raise ContractError(f"{name} cannot be read: {error.strerror}") from None
 
 
-def make_task(config: ModelConfig, files: dict[str, bytes]) -> Task | NerTask:
+def make_task(config: ModelConfig, files: dict[str, bytes]) -> Task:
     """The task of a model.
 
     Raises:

@@ -20,7 +20,6 @@ from service.api.schema import (
 )
 from service.api.stepping import Writing
 from service.repository import Served
-from service.tasks.ner import NerTask
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["one-shot"], route_class=http.Direct)
 
@@ -50,10 +49,8 @@ async def _predict(context: Context, served: Served, body: PredictRequest) -> li
             for chunk in chunks
         ]
     )
-    if isinstance(task, NerTask):
-        pairs = zip(body.inputs, outputs, strict=True)
-        return [task.answers([text], each)[0] for text, each in pairs]
-    return [task.whole_answer(each, body.parameters) for each in outputs]
+    pairs = zip(body.inputs, outputs, strict=True)
+    return [task.whole_answer(value, each, body.parameters) for value, each in pairs]
 
 
 @router.post("/generate", **documented(GenerateRequest, GenerateAnswer, GENERATE, streams=True))

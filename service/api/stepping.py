@@ -26,7 +26,6 @@ from service.repository import Served
 from service.sessions.session import Chunk, Session, checked_id
 from service.sessions.slots import run_slot
 from service.sessions.table import Applied, Wanted
-from service.tasks.ner import NerTask
 from service.tasks.next_word import Generation, NextWordTask, Token, Written
 from service.tasks.protocol import Outputs, Parameters, Task, join_pieces
 
@@ -65,7 +64,7 @@ def describe(context: Context, session: Session) -> SessionAnswer:
 class Prepared(msgspec.Struct, frozen=True, gc=False):
     """A step that is checked and can be applied."""
 
-    task: Task | NerTask
+    task: Task
     inputs: list[Any]
     parameters: Parameters
     chunk: Chunk
@@ -88,7 +87,7 @@ def prepare(
     task.check(parameters)
     context.check_inputs(inputs)
     pieces = [task.piece(value, f"$.inputs[{i}]") for i, value in enumerate(inputs)]
-    chunk = join_pieces(pieces, parameters, every_step=isinstance(task, NerTask))
+    chunk = join_pieces(pieces, parameters, every_step=task.every_step)
     context.check_length(chunk.length)
     wanted = Wanted(task.outputs, context.deadline(timeout_s))
     return Prepared(task, inputs, parameters, chunk, wanted)
@@ -96,11 +95,7 @@ def prepare(
 
 def steps_answer(session_id: str, prepared: Prepared, applied: Applied) -> StepsAnswer:
     """What was applied, as the API shows it."""
-    task = prepared.task
-    if isinstance(task, NerTask):
-        results = task.answers(prepared.inputs, applied.outputs)
-    else:
-        results = task.answers(applied.outputs, prepared.parameters)
+    results = prepared.task.answers(prepared.inputs, applied.outputs, prepared.parameters)
     return StepsAnswer(
         session=session_id,
         first=applied.first,

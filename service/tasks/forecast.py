@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ class ForecastTask:
     """
 
     outputs: tuple[str, ...] = ("mean", "quantiles")
+    every_step = False
 
     def __init__(self, config: ModelConfig, spec: Forecast) -> None:
         (self._input,) = config.inputs
@@ -59,7 +61,7 @@ class ForecastTask:
         chunk = join_pieces(pieces, Parameters())
         return Chunk(chunk.arrays, chunk.ends[-1:])
 
-    def answers(self, outputs: Outputs, parameters: Parameters) -> list[Any]:
+    def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
         """See `Task.answers`: a forecast after each observation."""
         means, quantiles = outputs["mean"].tolist(), outputs["quantiles"].tolist()
         return [
@@ -67,9 +69,9 @@ class ForecastTask:
             for mean, levels in zip(means, quantiles, strict=True)
         ]
 
-    def whole_answer(self, outputs: Outputs, parameters: Parameters) -> Any:
+    def whole_answer(self, value: Any, outputs: Outputs, parameters: Parameters) -> Any:
         """See `Task.whole_answer`."""
-        return self.answers(outputs, parameters)[-1]
+        return self.answers((value,), outputs, parameters)[-1]
 
 
 def _number(value: Any, path: str) -> float:

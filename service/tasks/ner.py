@@ -38,6 +38,7 @@ class NerTask:
     """
 
     outputs: tuple[str, ...] = ("scores",)
+    every_step = True
 
     def __init__(self, config: ModelConfig, spec: Ner, files: Mapping[str, bytes]) -> None:
         ids = read_vocabulary(files[spec.tokenizer], spec)
@@ -64,13 +65,8 @@ class NerTask:
         """See `Task.whole`: a text."""
         return join_pieces([self.piece(value, path)], Parameters(), every_step=True)
 
-    def answers(self, inputs: Sequence[str], outputs: Outputs) -> list[Any]:
-        """The entities of each input.
-
-        Args:
-            inputs: Texts that `piece` took.
-            outputs: `scores` (T, K) of all their words, one text after the other.
-        """
+    def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
+        """See `Task.answers`: the entities of each piece of a text."""
         scores = outputs["scores"]
         found, first = [], 0
         for text in inputs:
@@ -78,6 +74,10 @@ class NerTask:
             found.append(self._entities(text, words, scores[first : first + len(words)]))
             first += len(words)
         return found
+
+    def whole_answer(self, value: Any, outputs: Outputs, parameters: Parameters) -> Any:
+        """See `Task.whole_answer`: the entities of a text."""
+        return self.answers((value,), outputs, parameters)[0]
 
     def _entities(
         self, text: str, words: Sequence[tuple[int, int]], scores: npt.NDArray[Any]

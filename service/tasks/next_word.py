@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -127,6 +127,7 @@ class NextWordTask:
     """
 
     outputs: tuple[str, ...] = ("top_scores", "top_indices", "logsumexp")
+    every_step = False
 
     def __init__(self, config: ModelConfig, spec: NextWord, tokenizer: bytes) -> None:
         vocabulary = read_vocabulary(tokenizer, spec)
@@ -201,7 +202,7 @@ class NextWordTask:
 
     # Tensors to tokens.
 
-    def answers(self, outputs: Outputs, parameters: Parameters) -> list[Any]:
+    def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
         """See `Task.answers`: `[{"token", "id", "score"}]`, the likeliest first; score is a probability."""
         top_k = parameters.top_k or _DEFAULT_TOP_K
         words, exp = self._words, math.exp
@@ -220,9 +221,9 @@ class NextWordTask:
             for indices, scores, logsumexp in rows
         ]
 
-    def whole_answer(self, outputs: Outputs, parameters: Parameters) -> Any:
+    def whole_answer(self, value: Any, outputs: Outputs, parameters: Parameters) -> Any:
         """See `Task.whole_answer`: the likeliest tokens after the text."""
-        return self.answers(outputs, parameters)[0]
+        return self.answers((value,), outputs, parameters)[0]
 
     # Generation.
 

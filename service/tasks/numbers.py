@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ class LabelsTask:
     """
 
     outputs: tuple[str, ...] = ("scores",)
+    every_step = False
 
     def __init__(self, config: ModelConfig, spec: Labels) -> None:
         (self._input,) = config.inputs
@@ -47,13 +49,13 @@ class LabelsTask:
         pieces = [self.piece(item, f"{path}[{i}]") for i, item in enumerate(values)]
         return join_pieces(pieces, Parameters())
 
-    def answers(self, outputs: Outputs, parameters: Parameters) -> list[Any]:
+    def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
         """See `Task.answers`: the best label, or the `top_k` best."""
         return [self._answer(scores, parameters.top_k) for scores in outputs["scores"]]
 
-    def whole_answer(self, outputs: Outputs, parameters: Parameters) -> Any:
+    def whole_answer(self, value: Any, outputs: Outputs, parameters: Parameters) -> Any:
         """See `Task.whole_answer`: an answer for each step."""
-        return self.answers(outputs, parameters)
+        return self.answers(value, outputs, parameters)
 
     def _answer(self, scores: npt.NDArray[Any], top_k: int | None) -> Any:
         best = (-scores).argsort(kind="stable")[: top_k or 1].tolist()
@@ -67,6 +69,8 @@ class TensorsTask:
     Args:
         config: Of a model whose task is `Tensors`.
     """
+
+    every_step = False
 
     def __init__(self, config: ModelConfig) -> None:
         self._inputs = config.inputs
@@ -93,12 +97,12 @@ class TensorsTask:
         pieces = [self.piece(item, f"{path}[{i}]") for i, item in enumerate(values)]
         return join_pieces(pieces, Parameters())
 
-    def answers(self, outputs: Outputs, parameters: Parameters) -> list[Any]:
+    def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
         """See `Task.answers`."""
         columns = {name: outputs[name].tolist() for name in self.outputs}
         steps = range(len(next(iter(columns.values()))))
         return [{name: column[i] for name, column in columns.items()} for i in steps]
 
-    def whole_answer(self, outputs: Outputs, parameters: Parameters) -> Any:
+    def whole_answer(self, value: Any, outputs: Outputs, parameters: Parameters) -> Any:
         """See `Task.whole_answer`: an answer for each step."""
-        return self.answers(outputs, parameters)
+        return self.answers(value, outputs, parameters)

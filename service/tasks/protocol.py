@@ -38,6 +38,9 @@ class Task(Protocol):
     outputs: tuple[str, ...]
     """Graph outputs an answer is made of."""
 
+    every_step: bool
+    """Whether an answer needs them of every time step of its input, not of the last one only."""
+
     def check(self, parameters: Parameters) -> None:
         """Raise `Invalid` for parameters this task cannot honour."""
 
@@ -47,11 +50,17 @@ class Task(Protocol):
     def piece(self, value: Any, path: str) -> dict[str, npt.NDArray[Any]]:
         """One input of a streaming session, as time steps: input name to (T, *shape), T >= 1."""
 
-    def answers(self, outputs: Outputs, parameters: Parameters) -> list[Any]:
-        """One answer for each end of a chunk; outputs are (ends, *shape)."""
+    def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
+        """One answer for each input of a session.
 
-    def whole_answer(self, outputs: Outputs, parameters: Parameters) -> Any:
-        """The answer to a whole input."""
+        Args:
+            inputs: What `piece` took.
+            outputs: (inputs, *shape), or (time steps of all inputs, *shape) with `every_step`.
+            parameters: As `check` took them.
+        """
+
+    def whole_answer(self, value: Any, outputs: Outputs, parameters: Parameters) -> Any:
+        """The answer to a whole input that `whole` took."""
 
 
 def join_pieces(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ class SentimentTask:
     """
 
     outputs: tuple[str, ...] = ("scores",)
+    every_step = False
 
     def __init__(self, config: ModelConfig, spec: Sentiment, tokenizer: bytes) -> None:
         vocabulary = read_vocabulary(tokenizer, spec)
@@ -54,13 +56,13 @@ class SentimentTask:
         """See `Task.whole`: a text."""
         return join_pieces([self.piece(value, path)], Parameters())
 
-    def answers(self, outputs: Outputs, parameters: Parameters) -> list[Any]:
+    def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
         """See `Task.answers`: all labels or the `top_k` best, as of the last word of each input."""
         return [self._answer(scores, parameters.top_k) for scores in outputs["scores"].tolist()]
 
-    def whole_answer(self, outputs: Outputs, parameters: Parameters) -> Any:
+    def whole_answer(self, value: Any, outputs: Outputs, parameters: Parameters) -> Any:
         """See `Task.whole_answer`: all labels or the `top_k` best of the text."""
-        return self.answers(outputs, parameters)[0]
+        return self.answers((value,), outputs, parameters)[0]
 
     def _answer(self, scores: list[float], top_k: int | None) -> list[dict[str, Any]]:
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[:top_k]

@@ -104,7 +104,7 @@ def test_a_stream_is_answered_after_each_observation(task: ForecastTask) -> None
 def test_a_forecast_has_a_list_for_each_step_of_the_horizon(task: ForecastTask) -> None:
     mean = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
     quantiles = np.stack([mean - 1, mean, mean + 1], axis=1)
-    first, second = task.answers({"mean": mean, "quantiles": quantiles}, Parameters())
+    first, second = task.answers((), {"mean": mean, "quantiles": quantiles}, Parameters())
     assert first == {
         "mean": [[0, 1, 2], [3, 4, 5]],
         "quantiles": {
@@ -115,7 +115,7 @@ def test_a_forecast_has_a_list_for_each_step_of_the_horizon(task: ForecastTask) 
     }
     assert second["mean"] == [[6, 7, 8], [9, 10, 11]]
     last = {"mean": mean[1:], "quantiles": quantiles[1:]}
-    assert task.whole_answer(last, Parameters()) == second
+    assert task.whole_answer(None, last, Parameters()) == second
 
 
 def test_there_is_nothing_to_choose_from(task: ForecastTask) -> None:

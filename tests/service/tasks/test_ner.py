@@ -40,7 +40,7 @@ def test_words_and_characters_of_a_text(task: NerTask) -> None:
 def test_an_accent_may_be_a_character_of_its_own(task: NerTask) -> None:
     apart, one = task.piece("Pe\u0301 saw", "$"), task.piece("P\u00e9 saw", "$")
     assert apart["characters"].tolist() == one["characters"].tolist()
-    (found,) = task.answers(["Pe\u0301 saw"], sure("B-PER", "O"))
+    (found,) = task.answers(["Pe\u0301 saw"], sure("B-PER", "O"), Parameters())
     assert (found[0]["word"], found[0]["end"]) == ("Pe\u0301", 3)
 
 
@@ -72,7 +72,7 @@ def sure(*tags: str) -> dict[str, np.ndarray]:
 
 def test_answers_in_the_shape_of_hugging_face(task: NerTask) -> None:
     scores = sure("B-PER", "I-PER", "O", "B-LOC", "O")
-    assert task.answers(["\tAnn  Lee saw Paris."], scores) == [
+    assert task.answers(["\tAnn  Lee saw Paris."], scores, Parameters()) == [
         [
             {"entity_group": "PER", "score": 1.0, "word": "Ann  Lee", "start": 1, "end": 9},
             {"entity_group": "LOC", "score": 1.0, "word": "Paris", "start": 14, "end": 19},
@@ -81,7 +81,9 @@ def test_answers_in_the_shape_of_hugging_face(task: NerTask) -> None:
 
 
 def test_places_are_those_of_each_input_and_an_entity_may_go_on(task: NerTask) -> None:
-    first, second = task.answers(["saw Ann", " Lee saw"], sure("O", "B-PER", "I-PER", "O"))
+    first, second = task.answers(
+        ["saw Ann", " Lee saw"], sure("O", "B-PER", "I-PER", "O"), Parameters()
+    )
     assert [(each["word"], each["start"]) for each in first] == [("Ann", 4)]
     assert "continues" not in first[0]
     assert [(each["word"], each["start"], each["continues"]) for each in second] == [
@@ -94,7 +96,9 @@ def test_places_are_right_in_any_text(task: NerTask, texts: list[str], seed: int
     texts = [text + "x" for text in texts]
     count = sum(len(task.piece(text, "$")["words"]) for text in texts)
     scores = np.random.default_rng(seed).dirichlet(np.full(len(TAGS), 0.2), count)
-    for text, found in zip(texts, task.answers(texts, {"scores": scores}), strict=True):
+    for text, found in zip(
+        texts, task.answers(texts, {"scores": scores}, Parameters()), strict=True
+    ):
         for entity in found:
             assert text[entity["start"] : entity["end"]] == entity["word"]
             assert 0 <= entity["score"] <= 1

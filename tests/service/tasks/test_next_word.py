@@ -156,7 +156,7 @@ def test_a_wrong_piece_of_a_whole_text_is_named(task: NextWordTask, value: Any, 
 def test_the_likeliest_words_come_with_their_probabilities(task: NextWordTask) -> None:
     logits = reference_logits([THE, CAT])
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    answers = task.answers(outputs_of(logits), Parameters(top_k=3))
+    answers = task.answers((), outputs_of(logits), Parameters(top_k=3))
     for answer, row in zip(answers, probabilities, strict=True):
         best = np.argsort(-row)[:3]
         assert [candidate["id"] for candidate in answer] == best.tolist()
@@ -165,7 +165,7 @@ def test_the_likeliest_words_come_with_their_probabilities(task: NextWordTask) -
 
 
 def test_five_words_are_answered_unless_told_otherwise(task: NextWordTask) -> None:
-    assert len(task.whole_answer(outputs_of(reference_logits([THE])), Parameters())) == 5
+    assert len(task.whole_answer(None, outputs_of(reference_logits([THE])), Parameters())) == 5
 
 
 @pytest.mark.parametrize("top_k", [0, -1, TOP_K + 1])

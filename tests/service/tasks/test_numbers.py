@@ -58,11 +58,11 @@ def test_a_whole_input_has_an_end_for_every_step(labels: LabelsTask) -> None:
 
 def test_the_best_label_is_answered_or_the_best_few(labels: LabelsTask) -> None:
     outputs = {"scores": np.array([[0.25, 0.5, 0.0], [0.0, 0.0, 1.0]], np.float32)}
-    assert labels.answers(outputs, Parameters()) == [
+    assert labels.answers((), outputs, Parameters()) == [
         {"label": "movies", "score": 0.5},
         {"label": "party", "score": 1.0},
     ]
-    assert labels.whole_answer(outputs, Parameters(top_k=2))[0] == [
+    assert labels.whole_answer(None, outputs, Parameters(top_k=2))[0] == [
         {"label": "movies", "score": 0.5},
         {"label": "museum", "score": 0.25},
     ]
@@ -163,8 +163,8 @@ def test_a_whole_input_is_a_list_that_is_not_empty(
 def test_every_output_of_every_step_is_answered(accumulator: Path) -> None:
     task = tensors(accumulator, of("float64"))
     outputs = {"total": np.array([1.0, 2.5])}
-    assert task.answers(outputs, Parameters()) == [{"total": 1.0}, {"total": 2.5}]
-    assert task.whole_answer(outputs, Parameters()) == [{"total": 1.0}, {"total": 2.5}]
+    assert task.answers((), outputs, Parameters()) == [{"total": 1.0}, {"total": 2.5}]
+    assert task.whole_answer(None, outputs, Parameters()) == [{"total": 1.0}, {"total": 2.5}]
     with pytest.raises(Invalid, match="no candidates"):
         task.check(Parameters(top_k=1))
     task.check(Parameters())

@@ -86,17 +86,17 @@ def test_only_a_text_is_taken(task: SentimentTask, value: Any) -> None:
 
 def test_answers_are_all_labels_the_likeliest_first(task: SentimentTask) -> None:
     scores = np.array([[0.2, 0.7, 0.1], [0.25, 0.25, 0.5]], np.float32)
-    first, second = task.answers({"scores": scores}, Parameters())
+    first, second = task.answers((), {"scores": scores}, Parameters())
     assert [a["label"] for a in first] == ["negative", "positive", "neutral"]
     assert [a["score"] for a in first] == pytest.approx([0.7, 0.2, 0.1])
     # Labels of equal score keep the order of the model.
     assert [a["label"] for a in second] == ["neutral", "positive", "negative"]
-    assert task.whole_answer({"scores": scores}, Parameters()) == first
+    assert task.whole_answer(None, {"scores": scores}, Parameters()) == first
 
 
 def test_top_k_leaves_the_best(task: SentimentTask) -> None:
     scores = np.array([[0.2, 0.7, 0.1]], np.float32)
-    (answer,) = task.answers({"scores": scores}, Parameters(top_k=2))
+    (answer,) = task.answers((), {"scores": scores}, Parameters(top_k=2))
     assert [a["label"] for a in answer] == ["negative", "positive"]
     for top_k in (0, 4):
         with pytest.raises(Invalid, match="top_k is 1 to 3"):
