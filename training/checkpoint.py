@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+_SOURCE = ("training", "service")
+
 LAST = "last.pt"
 BEST = "best.pt"
 
@@ -48,10 +50,11 @@ def library_versions() -> dict[str, str]:
 
 def git_commit() -> str:
     """Commit of the source, marked if the tree differs from it; empty outside a repository."""
-    directory = Path(__file__).parent
+    # What words are, and what a config.json is, the service defines.
+    directory = Path(__file__).parents[1]
     try:
         commit = _git(directory, "rev-parse", "HEAD")
-        changed = _git(directory, "status", "--porcelain", "--untracked-files=no", "--", ".")
+        changed = _git(directory, "status", "--porcelain", "--untracked-files=no", "--", *_SOURCE)
     except (OSError, subprocess.CalledProcessError):
         return ""
     return commit + ("+changes" if changed else "")

@@ -31,11 +31,11 @@ from training.export.runtime import LoadedGraph
 from training.export.weights import ExportError
 from training.runs import Run, load
 from training.tasks import task_of
-from training.trainer import ResumeError, Share, Trainer, fabric_for, share_of
+from training.trainer import DivergedError, ResumeError, Share, Trainer, fabric_for, share_of
 
 _ERRORS = (
     *(ConfigError, ContractError, DataError),
-    *(ExportError, ParityError, ResultError, ResumeError),
+    *(DivergedError, ExportError, ParityError, ResultError, ResumeError),
 )
 
 

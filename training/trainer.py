@@ -30,6 +30,10 @@ class ResumeError(RuntimeError):
     """A checkpoint that this run cannot go on from."""
 
 
+class DivergedError(RuntimeError):
+    """A run whose gradient is no longer finite; its checkpoints are from before."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Share:
     """Which part of every batch a process takes: the `rank`-th of `count`."""
@@ -121,6 +125,7 @@ class Trainer:
             "shape": msgspec.to_builtins(learner.shape),
             "datasets": msgspec.to_builtins(learner.datasets),
             "seed": run.seed,
+            "batch": [run.training.batch_size, run.training.bptt],
             "git_commit": checkpoint.git_commit(),
             "versions": checkpoint.library_versions(),
         }
@@ -178,6 +183,9 @@ class Trainer:
 
         Returns:
             Scalars of this step.
+
+        Raises:
+            DivergedError: The gradient is not finite; nothing was learnt from this batch.
         """
         progress, training = self.progress, self.training
         lr = lr_at(progress.step, self.total_steps, training)
@@ -190,9 +198,13 @@ class Trainer:
         loss, state = self.model(*batch, state)
         self.fabric.backward(loss)
         norm = self.fabric.clip_gradients(
-            self.model, self.optimizer, max_norm=training.clip_norm, error_if_nonfinite=True
+            self.model, self.optimizer, max_norm=training.clip_norm, error_if_nonfinite=False
         )
         assert norm is not None
+        if not norm.isfinite():
+            raise DivergedError(
+                f"{self.directory}: the gradient of step {progress.step} is not finite; a smaller lr may help"
+            )
         self.optimizer.step()
         progress.state = tuple(part.detach() for part in state)
         progress.step += 1
@@ -236,10 +248,10 @@ class Trainer:
         """Go on from the checkpoint as if nothing had happened.
 
         Raises:
-            ResumeError: It belongs to another model, other data or another number of processes.
+            ResumeError: It belongs to another model, other data, other batches or another number of processes.
         """
         values = checkpoint.load(self.directory / checkpoint.LAST)
-        for key in ("shape", "datasets", "seed"):
+        for key in ("shape", "datasets", "seed", "batch"):
             if values.get(key) != self.origin[key]:
                 raise ResumeError(
                     f"{self.directory}: {key} was {values.get(key)}, is {self.origin[key]}; "

@@ -13,7 +13,7 @@ from training import checkpoint
 from training.next_word.columns import window
 from training.next_word.config import NextWordRun
 from training.next_word.learner import TextLearner
-from training.trainer import ResumeError, Trainer, fabric_for
+from training.trainer import DivergedError, ResumeError, Trainer, fabric_for
 
 Runs = Callable[..., NextWordRun]
 Learners = Callable[..., TextLearner]
@@ -92,6 +92,26 @@ def test_a_checkpoint_of_another_model_is_refused(tiny: Runs, trainer: Any, tmp_
     trainer(tiny(epochs=1)).fit()
     with pytest.raises(ResumeError, match=r"shape was .*'hidden_size': 24"):
         trainer(tiny(epochs=1, hidden_size=32)).fit()
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 2}, {"bptt": 5}])
+def test_a_checkpoint_over_other_batches_is_refused(
+    tiny: Runs, trainer: Any, changes: dict[str, Any]
+) -> None:
+    trainer(tiny(epochs=1)).fit()
+    with pytest.raises(ResumeError, match="batch was"):
+        trainer(tiny(epochs=1, **changes)).fit()
+
+
+def test_a_run_that_diverges_says_so_and_keeps_its_weights(tiny: Runs, trainer: Any) -> None:
+    one = trainer(tiny())
+    first = next(iter(one.bare_model.parameters()))
+    first.data[0] = math.nan
+    before = [parameter.detach().clone() for parameter in one.bare_model.parameters()]
+    with pytest.raises(DivergedError, match="step 0 is not finite"):
+        one.step()
+    for now, then in zip(one.bare_model.parameters(), before, strict=True):
+        torch.testing.assert_close(now.detach(), then, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_checkpoint_over_another_text_is_refused(
