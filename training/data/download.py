@@ -71,7 +71,7 @@ def _get(url: str) -> bytes:
             data: bytes = response.read()
             return data
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        raise DataError(f"{url}: {error!r}") from error
+        raise DataError(f"{url}: {error!r}; a copy in SEQSERVE_DATA is read instead") from error
 
 
 def _verify(data: bytes, source: Source, where: str) -> None:

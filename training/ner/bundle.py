@@ -162,10 +162,11 @@ def _config(run: NerRun, command: str, model: Tagger, trained: Trained, spec: Ne
 
 
 def _rare(run: NerRun) -> str:
+    others = "any other word is known by its characters"
     if not run.data.names:
-        return "any other word is known by its characters"
+        return others
     lists = " and ".join(f"`{list_file(name)}`" for name in run.data.names)
-    return f"one vector for all other words of each list ({lists}); any other word is known by its characters"
+    return f"one vector for all other words of each list of names, {lists};\n  {others}"
 
 
 def _card(run: NerRun, model: Tagger, trained: Trained) -> str:
