@@ -51,9 +51,11 @@ def page(exported: Path, docs: Path) -> str:
     shipped = [
         decode_config(path.read_bytes()) for path in sorted(exported.glob(f"*/*/{CONFIG_FILE}"))
     ]
+    names = {model.name for model in shipped}
     kept = [
         decode_config(path.read_bytes())
         for path in sorted((docs / RESULTS / UNSHIPPED).glob("*.json"))
+        if path.stem not in names
     ]
     models = shipped + kept
     parts = [

@@ -15,7 +15,7 @@ from service.contract import ContractError, ModelConfig, NextWord
 from service.engine.sampling import Sampling, choose, uniforms
 from service.errors import Invalid
 from service.sessions.session import Chunk
-from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, listed
+from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, kind, listed
 from service.tasks.vocabulary import read_vocabulary
 
 _DEFAULT_TOP_K = 5
@@ -165,7 +165,7 @@ class NextWordTask:
                 )
             ids = [value]
         else:
-            raise Invalid("text or a token id is due here", path=path)
+            raise Invalid(f"text or a token id is due here, got {kind(value)}", path=path)
         return {self._input.name: np.array(ids, self._input.dtype)}
 
     def _ids_of(self, value: str, path: str) -> list[int]:

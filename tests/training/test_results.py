@@ -43,6 +43,9 @@ def test_figures_of_a_model_that_is_not_shipped_are_kept_and_shown(tmp_path: Pat
     page = results.page(tmp_path / "exported", docs)
     assert "| next-word-lstm | perplexity |" in page
     assert "not shipped: next-word-lstm." in page
+    shipped = results.page(ROOT / "exported", docs)
+    assert shipped.count("| next-word-lstm | perplexity |") == 1
+    assert "not shipped" not in shipped
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ class ParityError(RuntimeError):
 
 
 def check(bundle: Bundle, graph: LoadedGraph) -> float:
-    """Compare over every batch size and length of the gate, with ragged lengths and chained chunks, and one long session.
+    """Compare over every batch size and length of the gate, with ragged lengths, chained chunks, and a long session.
 
     Returns:
         The largest difference seen.

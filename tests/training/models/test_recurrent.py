@@ -4,7 +4,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from torch import nn
 
 from training.config import Cell, RecurrentConfig
 from training.models.encoder import SequenceDropout
@@ -106,31 +105,6 @@ def test_dropout_takes_the_same_features_at_every_time_step() -> None:
     assert not torch.equal(x[0], x[1])
     assert set(x.unique().tolist()) == {0.0, 2.0}
     assert torch.equal(dropout.eval()(torch.ones(5, 7, 40)), torch.ones(5, 7, 40))
-
-
-def test_backpropagation_through_three_steps_equals_the_sums_done_by_hand() -> None:
-    """The gradient of an Elman network, written out as the course does."""
-    torch.manual_seed(0)
-    layer = nn.RNN(2, 3, bias=False).double()
-    w_xh, w_hh = layer.weight_ih_l0, layer.weight_hh_l0
-    w_oh = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    x, y = torch.randn(3, 2, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
-    h, _ = layer(x)
-    (0.5 * (h @ w_oh.T - y).square().sum()).backward()
-    with torch.no_grad():
-        delta = h @ w_oh.T - y
-        before = torch.cat([torch.zeros(1, 3, dtype=torch.float64), h[:2]])
-        from_later = torch.zeros(3, dtype=torch.float64)
-        by_hand = {"oh": torch.zeros(4, 3), "hh": torch.zeros(3, 3), "xh": torch.zeros(3, 2)}
-        for t in (2, 1, 0):
-            at_preactivation = (delta[t] @ w_oh + from_later) * (1 - h[t] ** 2)
-            by_hand["oh"] = by_hand["oh"] + torch.outer(delta[t], h[t])
-            by_hand["hh"] = by_hand["hh"] + torch.outer(at_preactivation, before[t])
-            by_hand["xh"] = by_hand["xh"] + torch.outer(at_preactivation, x[t])
-            from_later = at_preactivation @ w_hh
-    torch.testing.assert_close(w_oh.grad, by_hand["oh"])
-    torch.testing.assert_close(w_hh.grad, by_hand["hh"])
-    torch.testing.assert_close(w_xh.grad, by_hand["xh"])
 
 
 @pytest.mark.parametrize("cell", CELLS)
