@@ -46,9 +46,9 @@ def bundle(run: ForecastRun, command: str, directory: Path, series: Series) -> B
         config=_config(run, command, model, trained, series),
         model=step_graph(model, run.export.weights).SerializeToString(),
         original=original(model),
-        sample=lambda length, seed: {INPUT: excerpt(series, length, seed)},
+        sample=lambda length, seed: {INPUT: made_up(series, length, seed)},
         cases=tuple(
-            Case({INPUT: excerpt(series, length, seed)}, split)
+            Case({INPUT: made_up(series, length, seed)}, split)
             for seed, (length, split) in enumerate(_GOLDEN)
         ),
         golden_outputs=("mean", "quantiles"),
@@ -74,12 +74,17 @@ def original(model: ForecastModel) -> Original:
     return answer
 
 
-def excerpt(series: Series, length: int, seed: int) -> Array:
-    """Observations (T, n) in a row from somewhere, float32, some of them missing."""
+def made_up(series: Series, length: int, seed: int) -> Array:
+    """A wave of one season and noise, (T, n) float32, at every column's mean and deviation; some of it is missing.
+
+    Whoever has the export has no row of the data, whose licence may not allow that.
+    """
     random = np.random.default_rng(seed)
-    start = int(random.integers(max(1, len(series.values) - length)))
-    values = np.resize(series.values[start : start + length], (length, len(series.columns)))
-    lost = random.random(values.shape) < _MISSING
+    mean, deviation = series.scale()
+    shape = length, len(series.columns)
+    wave = np.sin(2 * np.pi * (np.arange(length) / series.period + random.random()))
+    values = mean + deviation * (wave[:, None] + random.standard_normal(shape)) / np.sqrt(1.5)
+    lost = random.random(shape) < _MISSING
     return np.where(lost, np.nan, values).astype(np.float32)
 
 
@@ -109,7 +114,8 @@ def _card(run: ForecastRun, model: ForecastModel, trained: Trained, series: Seri
     levels = ", ".join(str(level) for level in config.quantiles)
     return f"""Takes one observation of {len(series.columns)} columns at a time ({", ".join(series.columns)}) and
 gives, after each, the mean and the quantiles {levels} of the next {config.horizon} steps, in the units of the
-observations. The caller carries the memory, {sum(spec.size for spec in model.states):,} numbers.
+observations. Its memory is {sum(spec.size for spec in model.states):,} numbers: an input and an output of the graph,
+held by the session in the service.
 
 ## Model
 
