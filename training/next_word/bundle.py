@@ -146,7 +146,7 @@ def _card(run: NextWordRun, model: LanguageModel, trained: Trained) -> str:
         else "full softmax"
     )
     return f"""Gives the probability of every {token} of a fixed vocabulary to come next, one {token} at a time, with
-its memory ({memory}) carried by the caller.
+its memory ({memory}) held by a session.
 
 ## Model
 
