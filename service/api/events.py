@@ -12,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from service.api import http
 from service.api.context import Context
-from service.api.stepping import Writing, token_answer
+from service.api.writing import Writing, token_answer
 from service.errors import Invalid, ServiceError
 from service.tasks.next_word import Token
 

@@ -18,7 +18,7 @@ from service.api.schema import (
     PredictAnswer,
     PredictRequest,
 )
-from service.api.stepping import Writing
+from service.api.writing import Writing
 from service.repository import Served
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["one-shot"], route_class=http.Direct)

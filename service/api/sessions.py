@@ -20,7 +20,8 @@ from service.api.schema import (
     StepsAnswer,
     StepsRequest,
 )
-from service.api.stepping import Writing, describe, open_session, step
+from service.api.stepping import describe, open_session, step
+from service.api.writing import Writing
 
 router = APIRouter(prefix="/v1/sessions", tags=["sessions"], route_class=http.Direct)
 

@@ -31,7 +31,8 @@ from service.api.schema import (
     StepFrame,
     StepOf,
 )
-from service.api.stepping import Writing, open_session, step, token_answer
+from service.api.stepping import open_session, step
+from service.api.writing import Writing, token_answer
 from service.errors import Draining, Invalid, ServiceError, SessionBusy, TooLarge, UpgradeRequired
 
 log = logging.getLogger(__name__)
