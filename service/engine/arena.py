@@ -1,21 +1,20 @@
-"""States of all resident sessions of one model, in one array per state tensor. No I/O, no locks.
+"""Slots: which rows of the states of one model are in use, and for whom. No arrays, no I/O, no locks.
 
-A slot is a row. Slots are taken and given back on the event loop; the engine's thread reads and writes only rows of
-steps in flight, and a slot with a step in flight is never given back (`Engine.release`). Row 0 is scratch.
+Slots are taken and given back on the event loop; the engine's thread runs only rows of steps in flight, and a slot
+with a step in flight is never given back (`Engine.give_back`). Where the rows are is the business of `States`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from service.contract import StateTensor
-
 Array = npt.NDArray[Any]
+Finite = npt.NDArray[np.bool_]
 
 
 class StaleSlot(RuntimeError):
@@ -30,27 +29,45 @@ class Slot:
     generation: int
 
 
-class Arena:
-    """Fixed-capacity store of states.
+SCRATCH = Slot(0, 0)
+"""Row 0, never given out: for rows that only fill a batch up. It holds the initial state, whatever is run on it."""
 
-    Memory is reserved at once and touched by the operating system page by page, so an idle row that was never used
-    costs nothing and no row ever moves.
+
+class States(Protocol):
+    """Rows of state of one model and the model that steps them. Row 0 is scratch."""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of state of one row."""
+
+    def reset(self, row: int) -> None:
+        """Set a row to the initial state."""
+
+    def read(self, row: int) -> dict[str, Array]:
+        """A copy of a row by input name, each of the tensor's shape."""
+
+    def write(self, row: int, state: Mapping[str, Array]) -> None:
+        """Set a row; `state` as given by `read`."""
+
+    def run(
+        self, rows: npt.NDArray[np.int64], feeds: Mapping[str, Array], wanted: Sequence[str]
+    ) -> tuple[dict[str, Array], Finite]:
+        """Step rows once; see `Arena.run`."""
+
+
+class Arena:
+    """Slots of a fixed number of rows.
 
     Args:
-        states: The model's state tensors; may be empty.
-        capacity: Slots beside the scratch slot.
+        states: `capacity + 1` rows, all with the initial state.
+        capacity: Slots beside the scratch row.
     """
 
-    def __init__(self, states: Sequence[StateTensor], capacity: int) -> None:
+    def __init__(self, states: States, capacity: int) -> None:
+        self.states = states
         self.capacity = capacity
-        self._states = tuple(states)
-        # np.zeros asks for untouched pages; np.full would touch them all.
-        self._rows = {s.input_name: np.zeros((capacity + 1, *s.shape), s.dtype) for s in states}
-        self._initial = {s.input_name: s.initial_array() for s in states}
         self._generation = [0] * (capacity + 1)
         self._free = list(range(capacity, 0, -1))
-        for name, initial in self._initial.items():
-            self._rows[name][0] = initial
 
     @property
     def used(self) -> int:
@@ -60,7 +77,7 @@ class Arena:
     @property
     def used_bytes(self) -> int:
         """Bytes of state in slots given out."""
-        return self.used * sum(s.nbytes for s in self._states)
+        return self.used * self.states.row_bytes
 
     def take(self) -> Slot | None:
         """A slot with the initial state, or None when all are given out."""
@@ -68,8 +85,7 @@ class Arena:
             return None
         index = self._free.pop()
         self._generation[index] += 1
-        for name, initial in self._initial.items():
-            self._rows[name][index] = initial
+        self.states.reset(index)
         return Slot(index, self._generation[index])
 
     def give_back(self, slot: Slot) -> None:
@@ -85,29 +101,37 @@ class Arena:
     def read(self, slot: Slot) -> dict[str, Array]:
         """A copy of the state of a slot by input name, each of the tensor's shape."""
         self._check(slot)
-        return {name: rows[slot.index].copy() for name, rows in self._rows.items()}
+        return self.states.read(slot.index)
 
     def write(self, slot: Slot, state: Mapping[str, Array]) -> None:
         """Set the state of a slot; `state` as given by `read`."""
         self._check(slot)
-        for name, rows in self._rows.items():
-            rows[slot.index] = state[name]
+        self.states.write(slot.index, state)
 
-    def gather(self, slots: Sequence[Slot]) -> dict[str, Array]:
-        """States of several slots as a batch, (B, *shape) by input name."""
-        indices = self._indices(slots)
-        return {name: rows.take(indices, axis=0) for name, rows in self._rows.items()}
+    def run(
+        self, slots: Sequence[Slot], feeds: Mapping[str, Array], wanted: Sequence[str]
+    ) -> tuple[dict[str, Array], Finite]:
+        """Run the model once on the states of slots, and keep the next states of the rows that came out finite.
 
-    def scatter(self, slots: Sequence[Slot], outputs: Mapping[str, Array]) -> None:
-        """Write next states back; the inverse of `gather`, but by output name."""
-        indices = self._indices(slots)
-        for state in self._states:
-            self._rows[state.input_name][indices] = outputs[state.output_name]
+        Args:
+            slots: One for each row of the batch, (B,); all different, but `SCRATCH` may fill rows up.
+            feeds: The other inputs of the graph, `(B, T, *shape)`, and the lengths, (B,).
+            wanted: Names of the outputs wanted, in the order of the model's.
 
-    def _indices(self, slots: Sequence[Slot]) -> npt.NDArray[np.intp]:
+        Returns:
+            The outputs, each `(B, T, *shape)`; and which rows are finite, (B,): in every next state, and in every
+            wanted output up to the row's length. The state of any other row is as before. What is said of a row of
+            `SCRATCH` means nothing.
+
+        Raises:
+            StaleSlot: A slot was given back.
+            Exception: Whatever the graph raises, or an output is not of the shape its config says. Every state is
+                then as before.
+        """
         for slot in slots:
             self._check(slot)
-        return np.fromiter((slot.index for slot in slots), np.intp, len(slots))
+        rows = np.fromiter((slot.index for slot in slots), np.int64, len(slots))
+        return self.states.run(rows, feeds, wanted)
 
     def _check(self, slot: Slot) -> None:
         if self._generation[slot.index] != slot.generation:

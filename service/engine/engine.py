@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import queue
 import threading
 import time
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from service.engine.arena import Arena, Slot
 from service.engine.graph import Graph
+from service.engine.host import HostStates
 from service.engine.scheduler import Array, Batch, OnEnd, Outputs, Scheduler, Work
 from service.errors import (
     DeadlineExceeded,
@@ -64,7 +64,7 @@ class Engine:
     ) -> None:
         self.graph = graph
         self.config = graph.config
-        self._arena = Arena(graph.config.state, limits.capacity)
+        self._arena = Arena(HostStates(graph, limits.capacity), limits.capacity)
         self._limits = limits
         self._metrics = metrics
         self._clock = clock
@@ -312,25 +312,20 @@ class Engine:
     def _apply(self, batch: Batch) -> list[Exception | None]:
         """Run rows once, write the finite ones back; the others' state stays as it was."""
         slots = [work.slot for work in batch.works]
-        lengths = np.array(batch.lengths, np.int32)
-        feeds = self._arena.gather(slots)
-        feeds[self.config.lengths] = lengths
-        for tensor in self.config.inputs:
-            feeds[tensor.name] = _pad(batch, tensor.name, tensor.shape, tensor.dtype)
+        feeds = {
+            tensor.name: _pad(batch, tensor.name, tensor.shape, tensor.dtype)
+            for tensor in self.config.inputs
+        }
+        feeds[self.config.lengths] = np.array(batch.lengths, np.int32)
         asked = {name for outputs in {work.outputs for work in batch.works} for name in outputs}
         # Order of the model's outputs.
         wanted = [tensor.name for tensor in self.config.outputs if tensor.name in asked]
-        states = [state.output_name for state in self.config.state]
+        if len(wanted) < len(asked):
+            raise KeyError(f"the model has not all of the outputs {', '.join(sorted(asked))}")
         self._tell()
-        result = self.graph.run(feeds, wanted + states)
-        finite = _finite_rows(result, wanted, states, lengths)
-        # Whatever may raise comes before the first write, so that rows can be run again one by one.
+        result, finite = self._arena.run(slots, feeds, wanted)
+        # Every output has the shape its config says, so nothing raises after the states are written.
         kept = _kept(batch, result)
-        if finite.all():
-            self._arena.scatter(slots, result)
-        else:
-            rows = np.flatnonzero(finite)
-            self._arena.scatter([slots[i] for i in rows], {s: result[s][rows] for s in states})
         failures: list[Exception | None] = []
         for row, (work, length) in enumerate(zip(batch.works, batch.lengths, strict=True)):
             if finite[row]:
@@ -366,23 +361,6 @@ def _pad(batch: Batch, name: str, shape: tuple[int, ...], dtype: str) -> Array:
     for row, chunk in enumerate(chunks):
         padded[row, : len(chunk)] = chunk
     return padded
-
-
-def _finite_rows(
-    result: Outputs, outputs: Sequence[str], states: Sequence[str], lengths: Array
-) -> npt.NDArray[np.bool_]:
-    batch = len(lengths)
-    finite = np.ones(batch, np.bool_)
-    # A sum of squares is finite only if every element is; the other way round it need not be.
-    if all(math.isfinite(np.vdot(result[name], result[name])) for name in (*states, *outputs)):
-        return finite
-    for name in states:
-        finite &= np.isfinite(result[name]).reshape(batch, -1).all(axis=1)
-    for name in outputs:
-        values = result[name]
-        steps = np.isfinite(values).reshape(batch, values.shape[1], -1).all(axis=2)
-        finite &= (steps | (np.arange(values.shape[1]) >= lengths[:, None])).all(axis=1)
-    return finite
 
 
 def _kept(batch: Batch, result: Outputs) -> list[Outputs | None]:

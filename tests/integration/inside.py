@@ -107,7 +107,7 @@ class Running:
         if model not in self.gates:
             engine = self.engine(model)
             self.gates[model] = Gate(engine.graph)
-            engine.graph = self.gates[model]  # type: ignore[assignment]
+            engine._arena.states.graph = self.gates[model]  # type: ignore[attr-defined]
         return self.gates[model]
 
     async def until(self, condition: Callable[[], object]) -> None:

@@ -1,57 +1,44 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.contract import StateTensor
 from service.engine.arena import Arena
-
-shapes = st.lists(st.integers(1, 3), max_size=3).map(tuple)
-states = st.lists(
-    st.tuples(shapes, st.sampled_from(["float32", "float64", "int32", "int64"])), max_size=3
-).map(
-    lambda kinds: tuple(
-        StateTensor(input_name=f"s{i}", output_name=f"o{i}", shape=shape, dtype=dtype)
-        for i, (shape, dtype) in enumerate(kinds)
-    )
-)
+from service.engine.graph import Graph
+from service.engine.host import HostStates
+from tests.states import summing, tensors
 
 
-@given(states, st.integers(1, 8), st.data())
-def test_what_is_scattered_is_gathered_and_nothing_else_moves(
+@settings(max_examples=40)
+@given(tensors, st.integers(1, 8), st.data())
+def test_a_step_moves_the_chosen_rows_by_what_they_got_and_nothing_else(
     states: tuple[StateTensor, ...], capacity: int, data: st.DataObject
 ) -> None:
-    arena = Arena(states, capacity)
+    arena = Arena(HostStates(Graph(*summing(states)), capacity), capacity)
     slots = [slot for _ in range(capacity) if (slot := arena.take()) is not None]
-    random = np.random.default_rng(data.draw(st.integers(0, 99)))
-
-    def values(rows: int) -> dict[str, np.ndarray]:
-        return {
-            s.output_name: random.integers(-99, 99, (rows, *s.shape)).astype(s.dtype)
-            for s in states
-        }
-
-    arena.scatter(slots, values(capacity))
-    before = [arena.read(slot) for slot in slots]
-    chosen = data.draw(st.lists(st.sampled_from(range(capacity)), unique=True))
-    new = values(len(chosen))
-    arena.scatter([slots[i] for i in chosen], new)
-
-    gathered = arena.gather([slots[i] for i in chosen])
-    for state in states:
-        assert gathered[state.input_name].dtype == state.dtype
-        assert np.array_equal(gathered[state.input_name], new[state.output_name])
-    for i, slot in enumerate(slots):
+    due = dict.fromkeys(slots, 0)
+    for _ in range(data.draw(st.integers(1, 4))):
+        chosen = data.draw(st.lists(st.sampled_from(slots), unique=True, min_size=1))
+        x = np.array(data.draw(st.lists(st.integers(-9, 9), min_size=8, max_size=8)))
+        x = x[: len(chosen), None].astype(np.float64)
+        feeds = {"x": x, "lengths": np.ones(len(chosen), np.int32)}
+        outputs, finite = arena.run(chosen, feeds, ["y"])
+        assert finite.all()
+        assert np.array_equal(outputs["y"], 2 * x)
+        for slot, value in zip(chosen, x[:, 0], strict=True):
+            due[slot] += int(value)
+    for slot in slots:
+        held = arena.read(slot)
         for state in states:
-            name = state.input_name
-            due = new[state.output_name][chosen.index(i)] if i in chosen else before[i][name]
-            assert np.array_equal(arena.read(slot)[name], due)
+            assert held[state.input_name].dtype == state.dtype
+            assert np.array_equal(held[state.input_name], state.initial_array() + due[slot])
 
 
 @given(st.integers(1, 5), st.lists(st.booleans(), max_size=60))
 def test_slots_given_out_are_distinct_and_counted(capacity: int, takes: list[bool]) -> None:
-    arena = Arena((), capacity)
+    arena = Arena(HostStates(Graph(*summing(())), capacity), capacity)
     out = []
     for take in takes:
         if take:

@@ -1,0 +1,100 @@
+"""States in host memory, one numpy array per state tensor: gathered before a run, scattered after it. No locks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from service.engine.arena import Array, Finite
+from service.engine.graph import Graph
+
+
+class HostStates:
+    """Rows of state beside a graph that knows nothing of them.
+
+    Memory is reserved at once and touched by the operating system page by page, so an idle row that was never used
+    costs nothing and no row ever moves.
+
+    Args:
+        graph: The loaded model; its state may be empty.
+        capacity: Rows beside the scratch row.
+    """
+
+    def __init__(self, graph: Graph, capacity: int) -> None:
+        self.graph = graph
+        self._config = config = graph.config
+        # np.zeros asks for untouched pages; np.full would touch them all.
+        self._rows = {
+            s.input_name: np.zeros((capacity + 1, *s.shape), s.dtype) for s in config.state
+        }
+        self._initial = {s.input_name: s.initial_array() for s in config.state}
+        self._outputs = [s.output_name for s in config.state]
+        self._shapes = {t.name: t.shape for t in config.outputs}
+        self.row_bytes = config.state_nbytes
+        self.reset(0)
+
+    def reset(self, row: int) -> None:
+        """Set a row to the initial state."""
+        self.write(row, self._initial)
+
+    def read(self, row: int) -> dict[str, Array]:
+        """A copy of a row by input name, each of the tensor's shape."""
+        return {name: rows[row].copy() for name, rows in self._rows.items()}
+
+    def write(self, row: int, state: Mapping[str, Array]) -> None:
+        """Set a row; `state` as given by `read`."""
+        for name, rows in self._rows.items():
+            rows[row] = state[name]
+
+    def run(
+        self, rows: npt.NDArray[np.int64], feeds: Mapping[str, Array], wanted: Sequence[str]
+    ) -> tuple[dict[str, Array], Finite]:
+        """Step rows once; see `Arena.run`."""
+        gathered = {name: held.take(rows, axis=0) for name, held in self._rows.items()}
+        result = self.graph.run({**feeds, **gathered}, [*wanted, *self._outputs])
+        # Whatever may raise comes before the first write, so that rows can be run again one by one.
+        self._check_shapes(feeds, wanted, result)
+        finite = _finite_rows(result, wanted, self._outputs, feeds[self._config.lengths])
+        self._scatter(rows, result, finite)
+        return result, finite
+
+    def _check_shapes(
+        self, feeds: Mapping[str, Array], wanted: Sequence[str], result: Mapping[str, Array]
+    ) -> None:
+        batch = feeds[self._config.inputs[0].name].shape[:2]
+        due = {name: batch + self._shapes[name] for name in wanted}
+        due |= {s.output_name: batch[:1] + s.shape for s in self._config.state}
+        if any(result[name].shape != shape for name, shape in due.items()):
+            found = {name: result[name].shape for name in due}
+            raise ValueError(f"the graph's outputs are {found}, config.json says {due}")
+
+    def _scatter(
+        self, rows: npt.NDArray[np.int64], result: Mapping[str, Array], finite: Finite
+    ) -> None:
+        chosen = slice(None) if finite.all() else np.flatnonzero(finite)
+        for state in self._config.state:
+            name = state.input_name
+            self._rows[name][rows[chosen]] = result[state.output_name][chosen]
+        if not rows.all():
+            # Rows that fill a batch up were written too; what they hold would grow from batch to batch.
+            self.reset(0)
+
+
+def _finite_rows(
+    result: Mapping[str, Array], outputs: Sequence[str], states: Sequence[str], lengths: Array
+) -> Finite:
+    batch = len(lengths)
+    finite = np.ones(batch, np.bool_)
+    # A sum of squares is finite only if every element is; the other way round it need not be.
+    if all(math.isfinite(np.vdot(result[name], result[name])) for name in (*states, *outputs)):
+        return finite
+    for name in states:
+        finite &= np.isfinite(result[name]).reshape(batch, -1).all(axis=1)
+    for name in outputs:
+        values = result[name]
+        steps = np.isfinite(values).reshape(batch, values.shape[1], -1).all(axis=2)
+        finite &= (steps | (np.arange(values.shape[1]) >= lengths[:, None])).all(axis=1)
+    return finite
