@@ -34,7 +34,7 @@ SCRATCH = Slot(0, 0)
 
 
 class States(Protocol):
-    """Rows of state of one model and the model that steps them. Row 0 is scratch."""
+    """Rows of state of one model and the model that steps them. Row 0 is scratch; the others are reset before use."""
 
     @property
     def row_bytes(self) -> int:
@@ -59,7 +59,7 @@ class Arena:
     """Slots of a fixed number of rows.
 
     Args:
-        states: `capacity + 1` rows, all with the initial state.
+        states: `capacity + 1` rows.
         capacity: Slots beside the scratch row.
     """
 
