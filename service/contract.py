@@ -29,6 +29,9 @@ GOLDEN_FILE = "golden.json"
 CARD_FILE = "README.md"
 
 DType = Literal["float32", "float64", "int32", "int64"]
+VariantName = Literal["int8", "float16"]
+# What a model may be asked to run in; `exact` is model.onnx.
+Arithmetic = Literal["exact", VariantName]
 Size = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -247,6 +250,60 @@ class Provenance(Record, frozen=True, kw_only=True):
     versions: dict[str, str] = {}
 
 
+class Drift(Record, frozen=True, kw_only=True):
+    """How far a variant's answers are from those of model.onnx when each carries its own state through one session.
+
+    Attributes:
+        output: Which output.
+        steps: Length of the session in time steps.
+        largest: Largest absolute difference of one number.
+        mean: Mean absolute difference, over the whole session.
+        late: The same over the last tenth of the session; where it is not above `mean`, errors do not add up.
+    """
+
+    output: str
+    steps: Size
+    largest: float
+    mean: float
+    late: float
+
+
+class SpeedUp(Record, frozen=True, kw_only=True):
+    """Processor time of one step of model.onnx over that of the variant, one thread.
+
+    Attributes:
+        batch_size: Sessions stepped together.
+        ratio: Above 1 the variant is faster.
+        processor: What it was measured on.
+    """
+
+    batch_size: Size
+    ratio: float
+    processor: str
+
+
+class Variant(Record, frozen=True, kw_only=True):
+    """The same model in cheaper arithmetic: another graph with the same inputs, outputs and state.
+
+    Attributes:
+        name: Its arithmetic.
+        file: The graph, beside model.onnx; `ModelConfig.files` has its hash.
+        device: Where it pays. Elsewhere the service runs model.onnx.
+        tolerance: Largest difference allowed between golden.json, which model.onnx answers, and this graph.
+        drift: What was measured over a long session.
+        speed_up: What was gained; empty if not measured.
+        metrics: Quality, measured as that of model.onnx.
+    """
+
+    name: VariantName
+    file: str
+    device: Literal["cpu", "cuda"]
+    tolerance: float
+    drift: tuple[Drift, ...] = ()
+    speed_up: tuple[SpeedUp, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+
+
 class ModelConfig(Record, frozen=True, kw_only=True):
     """config.json: everything the service needs to know of a model besides its weights.
 
@@ -268,6 +325,7 @@ class ModelConfig(Record, frozen=True, kw_only=True):
         opset: ONNX operator set of the graph.
         files: SHA-256 of every other file of the directory that the service reads.
         tolerance: Largest difference allowed between golden.json and what the loaded graph computes.
+        variants: Graphs of the same model in cheaper arithmetic.
         provenance: Where the weights come from.
     """
 
@@ -287,6 +345,7 @@ class ModelConfig(Record, frozen=True, kw_only=True):
     opset: int
     files: dict[str, str]
     tolerance: float = 1e-5
+    variants: tuple[Variant, ...] = ()
     provenance: Provenance
 
     @property
@@ -354,8 +413,20 @@ def decode_config(data: bytes) -> ModelConfig:
         raise ContractError(
             f"{CONFIG_FILE}: a model that cannot be stepped has no state, and its longest input fits one batch"
         )
+    _check_variants(config)
     _check_task(config)
     return config
+
+
+def _check_variants(config: ModelConfig) -> None:
+    names = [variant.name for variant in config.variants]
+    if len(set(names)) != len(names):
+        raise ContractError(f"{CONFIG_FILE}: variants {', '.join(names)} are not all different")
+    for variant in config.variants:
+        if variant.file in (MODEL_FILE, GOLDEN_FILE) or variant.file not in config.files:
+            raise ContractError(
+                f"{CONFIG_FILE}: variant {variant.name} needs a file of its own with a hash, not {variant.file}"
+            )
 
 
 def _check_task(config: ModelConfig) -> None:

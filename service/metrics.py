@@ -135,6 +135,9 @@ class Metrics:
             "duplicate_steps_total", "Retries answered from the journal.", _MODEL
         )
         self.model_ready = gauge("model_ready", "1 when the model serves.", _MODEL)
+        self.model_variant = gauge(
+            "model_variant", "1 for the arithmetic that the model runs in.", (*_MODEL, "variant")
+        )
 
 
 class EngineMetrics:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from service.contract import Arithmetic
+
 PREFIX = "SEQSERVE_"
 # Read by the training package; not a mistake when the service sees it.
 _FOREIGN = frozenset({"SEQSERVE_DATA"})
@@ -28,6 +30,7 @@ class Settings:
         host: Address to listen on.
         port: Port to listen on.
         device: Where models run; `auto` takes CUDA where runtime and driver offer it.
+        variant: Arithmetic of the models; a model that has no such graph for its device runs model.onnx, `exact`.
         threads: Threads of one model run.
         max_body_bytes: Largest HTTP body and WebSocket frame.
         body_timeout_s: Time in which a request body has to arrive.
@@ -54,6 +57,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    variant: Arithmetic = "exact"
     threads: int = 1
     max_body_bytes: int = 4 * 2**20
     body_timeout_s: float = 20.0
