@@ -23,9 +23,9 @@ from service.api.context import Context, Shutdown
 from service.api.direct import DirectSteps
 from service.api.middleware import Observed, Requests
 from service.engine.engine import Limits
-from service.engine.graph import choose_device
 from service.errors import MethodNotAllowed, ServiceError, UnknownRoute
 from service.journal.memory import MemoryJournal
+from service.loading import Loading, models_of
 from service.metrics import Metrics
 from service.repository import Repository
 from service.sessions.table import Policy, Sessions
@@ -36,12 +36,17 @@ log = logging.getLogger(__name__)
 _SWEEP_EVERY_S = 1.0
 
 
-def build_context(settings: Settings, clock: Callable[[], float] = time.monotonic) -> Context:
+def build_context(
+    settings: Settings,
+    clock: Callable[[], float] = time.monotonic,
+    loading: Loading | None = None,
+) -> Context:
     """The parts of a service, not running yet.
 
     Args:
         settings: Settings of the process.
         clock: Monotonic seconds; a test may pass its own.
+        loading: The models of `settings`, where they are on their way already.
     """
     metrics = Metrics()
     limits = Limits(
@@ -50,9 +55,7 @@ def build_context(settings: Settings, clock: Callable[[], float] = time.monotoni
         max_pending_tokens=settings.max_pending_tokens,
     )
     repository = Repository(
-        settings.models,
-        choose_device(settings.device),
-        settings.threads,
+        loading or models_of(settings),
         limits,
         metrics,
         clock,

@@ -1,4 +1,4 @@
-"""Finds, verifies, loads and warms exported models: name -> engine + task. Models come from one directory only.
+"""Exported models as they serve: name -> engine + task. Models come from one directory only.
 
 A model that cannot be trusted is refused by name while the others serve. What is hashed is what is loaded: every file
 is read once, and the graph is given to the runtime as those bytes, so no file it may refer to can be reached.
@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from service.contract import (
     CONFIG_FILE,
-    GOLDEN_FILE,
-    MODEL_FILE,
+    Arithmetic,
     ContractError,
     Forecast,
     Labels,
@@ -27,13 +25,11 @@ from service.contract import (
     Ner,
     NextWord,
     Sentiment,
-    decode_config,
-    decode_golden,
-    digest,
 )
 from service.engine.engine import Engine, Limits
-from service.engine.graph import Device, Graph, check_golden
+from service.engine.graph import Device, Graph
 from service.errors import ModelNotReady, UnknownModel
+from service.loading import Checked, Key, Loading, load_graph
 from service.metrics import EngineMetrics, Metrics
 from service.tasks.forecast import ForecastTask
 from service.tasks.ner import NerTask
@@ -44,10 +40,6 @@ from service.tasks.sentiment import SentimentTask
 
 log = logging.getLogger(__name__)
 
-# One spelling for each number: 7 and 007 would be the same version.
-_VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_WARM_BATCHES = (1, 8, 64)
-
 
 @dataclass(frozen=True, slots=True)
 class Served:
@@ -56,6 +48,7 @@ class Served:
     config: ModelConfig
     engine: Engine
     task: Task
+    variant: Arithmetic
 
 
 @dataclass(slots=True)
@@ -64,11 +57,9 @@ class Entry:
 
     name: str
     version: int
-    directory: Path
     state: Literal["loading", "ready", "refused"] = "loading"
     reason: str = ""
     served: Served | None = None
-    load_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +75,7 @@ class Repository:
     """The models of one directory.
 
     Args:
-        directory: `<name>/<version>/` below it.
-        device: Where models run.
-        threads: Threads of one run.
+        loading: The models, on their way or about to be.
         limits: Bounds of each engine.
         metrics: Where counts go.
         clock: Monotonic seconds, given to every engine.
@@ -94,20 +83,16 @@ class Repository:
 
     def __init__(
         self,
-        directory: Path,
-        device: Device,
-        threads: int,
+        loading: Loading,
         limits: Limits,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._directory = directory
-        self._device = device
-        self._threads = threads
+        self._loading = loading
         self._limits = limits
         self._metrics = metrics
         self._clock = clock
-        self._entries: dict[tuple[str, int], Entry] = {}
+        self._entries: dict[Key, Entry] = {}
 
     @property
     def entries(self) -> Iterable[Entry]:
@@ -125,32 +110,23 @@ class Repository:
         return not self.loading and any(e.state == "ready" for e in self._entries.values())
 
     def find(self) -> None:
-        """Look for models; a name with several numbered versions serves all of them."""
-        for directory in sorted(self._directory.glob("*/*")):
-            if _VERSION.fullmatch(directory.name) and directory.is_dir():
-                entry = Entry(directory.parent.name, int(directory.name), directory)
-                self._entries[entry.name, entry.version] = entry
+        """Look for models and begin to load them, unless that was done."""
+        self._loading.begin()
+        self._entries = {key: Entry(*key) for key in self._loading.begun}
 
     async def load(self) -> None:
-        """Load all that was found, as many at once as there are processors; each is ready as soon as it is."""
-        free = asyncio.Semaphore(os.cpu_count() or 1)
+        """Wait for all that was found; each is ready as soon as it is."""
+        begun = self._loading.begun
+        await asyncio.gather(*(self._load(self._entries[key], begun[key]) for key in begun))
 
-        async def load(entry: Entry) -> None:
-            async with free:
-                await self._load(entry)
-
-        await asyncio.gather(*(load(entry) for entry in self._entries.values()))
-
-    async def _load(self, entry: Entry) -> None:
-        started = time.monotonic()
+    async def _load(self, entry: Entry, begun: Future[Checked]) -> None:
         labels = (entry.name, str(entry.version))
         self._metrics.model_ready.labels(*labels).set(0)
         try:
-            loaded = await asyncio.to_thread(
-                load_model, entry.directory, entry.name, entry.version, self._device, self._threads
-            )
+            checked = await asyncio.wrap_future(begun)
+            task = await asyncio.to_thread(make_task, checked.config, checked.files)
             metrics = EngineMetrics(self._metrics, entry.name, entry.version)
-            engine = Engine(loaded.graph, self._limits, metrics, self._clock)
+            engine = Engine(checked.graph, self._limits, metrics, self._clock)
         except ContractError as error:
             self._refuse(entry, str(error))
             return
@@ -160,11 +136,14 @@ class Repository:
             self._refuse(entry, f"{type(error).__name__}: {error}")
             return
         engine.start()
-        entry.served = Served(loaded.config, engine, loaded.task)
+        entry.served = Served(checked.config, engine, task, checked.variant)
         entry.state = "ready"
-        entry.load_s = time.monotonic() - started
         self._metrics.model_ready.labels(*labels).set(1)
-        log.info("model %s version %s is ready after %.2f s", *labels, entry.load_s)
+        self._metrics.model_variant.labels(*labels, checked.variant).set(1)
+        log.info(
+            "model %s version %s (%s) is ready, loaded in %.2f s",
+            *(*labels, checked.variant, checked.load_s),
+        )
 
     @staticmethod
     def _refuse(entry: Entry, reason: str) -> None:
@@ -198,56 +177,32 @@ class Repository:
         return self.get(name, version).engine
 
     async def close(self) -> None:
-        """Stop every engine after the work it has."""
+        """Stop loading, and every engine after the work it has."""
+        self._loading.cancel()
         for entry in self._entries.values():
             if entry.served is not None:
                 await entry.served.engine.close()
 
 
-def load_model(directory: Path, name: str, version: int, device: Device, threads: int) -> Loaded:
-    """Read, verify, load, check against golden answers, and warm one model.
+def load_model(
+    directory: Path,
+    name: str,
+    version: int,
+    device: Device,
+    threads: int,
+    wanted: Arithmetic = "exact",
+) -> Loaded:
+    """Load one model here and now; see `load_graph` and `make_task`.
 
     Raises:
         ContractError: Something is not as the config says, or a file cannot be read; the message names it.
     """
-    config = decode_config(_read(directory, CONFIG_FILE))
-    if (config.name, config.version) != (name, version):
-        raise ContractError(
-            f"{CONFIG_FILE} is of {config.name} version {config.version}, the directory of {name} version {version}"
-        )
-    files = _read_verified(directory, config)
-    task = make_task(config, files)
-    graph = Graph(files[MODEL_FILE], config, device, threads)
-    check_golden(graph, decode_golden(files[GOLDEN_FILE]))
-    outputs = [t.name for t in config.outputs] + [s.output_name for s in config.state]
-    for batch in _WARM_BATCHES:
-        if batch <= config.batching.max_batch_size:
-            graph.run(graph.scratch_feeds(batch, 1), outputs)
-    return Loaded(config, graph, task)
+    checked = load_graph(directory, name, version, device, threads, wanted)
+    task = make_task(checked.config, checked.files)
+    return Loaded(checked.config, checked.graph, task, checked.variant)
 
 
-def _read_verified(directory: Path, config: ModelConfig) -> dict[str, bytes]:
-    files: dict[str, bytes] = {}
-    for name in {MODEL_FILE, GOLDEN_FILE} - config.files.keys():
-        raise ContractError(f"{CONFIG_FILE} lists no hash for {name}")
-    for name, expected in config.files.items():
-        if Path(name).name != name:
-            raise ContractError(f"{CONFIG_FILE} names a file outside the model's directory: {name}")
-        files[name] = _read(directory, name)
-        if digest(files[name]) != expected:
-            raise ContractError(f"SHA-256 of {name} is not the one in {CONFIG_FILE}")
-    return files
-
-
-def _read(directory: Path, name: str) -> bytes:
-    try:
-        return (directory / name).read_bytes()
-    except OSError as error:
-        # Clients see it: the name of the file, not where the service keeps it.
-        raise ContractError(f"{name} cannot be read: {error.strerror}") from None
-
-
-def make_task(config: ModelConfig, files: dict[str, bytes]) -> Task:
+def make_task(config: ModelConfig, files: Mapping[str, bytes]) -> Task:
     """The task of a model.
 
     Raises:

@@ -83,4 +83,6 @@ def _describe(entry: Entry) -> ModelAnswer:
         state_tensors=config.state,
         state_bytes=config.state_nbytes,
         metrics=config.provenance.metrics,
+        variant=entry.served.variant,
+        variants=config.variants,
     )

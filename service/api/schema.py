@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from service.contract import Metric, Record, StateTensor, TaskSpec, Tensor
+from service.contract import Arithmetic, Metric, Record, StateTensor, TaskSpec, Tensor, Variant
 from service.tasks.protocol import Parameters
 
 # Not beyond 64 bits: it is sent back, and MessagePack has no larger numbers.
@@ -167,6 +167,8 @@ class ModelAnswer(Answer, kw_only=True):
     state_tensors: tuple[StateTensor, ...] | UnsetType = UNSET
     state_bytes: int | UnsetType = UNSET
     metrics: tuple[Metric, ...] | UnsetType = UNSET
+    variant: Arithmetic | UnsetType = UNSET
+    variants: tuple[Variant, ...] | UnsetType = UNSET
 
 
 class ModelList(Answer, kw_only=True):

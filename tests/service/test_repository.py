@@ -14,6 +14,7 @@ import pytest
 from service.contract import CONFIG_FILE, GOLDEN_FILE, MODEL_FILE, digest
 from service.engine.engine import Limits
 from service.errors import ModelNotReady, UnknownModel
+from service.loading import Loading
 from service.metrics import Metrics
 from service.repository import Repository
 from service.tasks.next_word import NextWordTask
@@ -25,7 +26,7 @@ LIMITS = Limits(capacity=4, max_pending=10, max_pending_tokens=100)
 
 
 def repository_of(root: Path, limits: Limits = LIMITS) -> Repository:
-    return Repository(root, "cpu", 1, limits, Metrics())
+    return Repository(Loading(root, "cpu", 1), limits, Metrics())
 
 
 @asynccontextmanager
@@ -272,9 +273,7 @@ async def test_a_version_is_spelled_in_one_way(tmp_path: Path) -> None:
     for name in ("01", "0", "-1", "1.0", "latest"):
         shutil.copytree(directory, directory.with_name(name))
     async with loaded(tmp_path) as repository:
-        assert [(e.version, e.directory, e.state) for e in repository.entries] == [
-            (1, directory, "ready")
-        ]
+        assert [(e.version, e.state) for e in repository.entries] == [(1, "ready")]
 
 
 async def test_an_empty_directory_is_never_ready(tmp_path: Path) -> None:
