@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import math
 import string
 import tempfile
 from pathlib import Path
@@ -55,8 +56,8 @@ SCRATCH = Path(__file__).with_name("scratch")
 SEED = 4
 CHANNELS = 7
 _VOCABULARY, _EMBEDDING = 10_000, 256
-# Spreads the scores of neighbouring words far beyond rounding, so that one wrong step shows in every later answer.
-_SPREAD = 3.0
+# Deviation of the scores of all words, about: far beyond rounding, so that one wrong step shows in all later answers.
+_SPREAD = 2.0
 _COMMAND = "python -m benchmarks.models DIRECTORY"
 _NO_TRAINING = TrainingConfig(epochs=1, batch_size=1, lr=0.0)
 _SOURCES = ("training/export", "training/models", "training/next_word", "service/contract.py")
@@ -107,7 +108,7 @@ def _words(name: str) -> Bundle:
         version=1,
         description="Benchmark: next word of 10,000, random weights",
         seed=SEED,
-        model=SoftmaxConfig(embedding_dim=_EMBEDDING),
+        model=SoftmaxConfig(embedding_dim=_EMBEDDING, tied=False),
         encoder=_encoder(name),
         training=_NO_TRAINING,
     )
@@ -115,8 +116,7 @@ def _words(name: str) -> Bundle:
     tokenizer = vocabulary.build(corpus.train)
     torch.manual_seed(SEED)
     model = LanguageModel(run.model, run.encoder, tokenizer.get_vocab_size())
-    with torch.no_grad():
-        model.embedding.tables[0].mul_(_SPREAD)
+    _spread(model.eval())
     trained = {
         "weights": model.state_dict(),
         "shape": shape(run),
@@ -131,6 +131,14 @@ def _words(name: str) -> Bundle:
         (directory / TOKENIZER_FILE).write_text(tokenizer.to_str())
         # All is read by the time it returns.
         return next_word.bundle(run, _COMMAND, directory, corpus)
+
+
+def _spread(model: LanguageModel) -> None:
+    """Scale the last layer until the scores are spread; by a power of two, so that the weights are always the same."""
+    tokens = torch.randint(0, _VOCABULARY, (8, 32))
+    with torch.no_grad():
+        deviation = float(model.scores(tokens, model.encoder.initial_state(8))[0].std())
+        model.softmax.factors.tables[0].mul_(2 ** round(math.log2(_SPREAD / deviation)))
 
 
 def _corpus() -> Corpus:
