@@ -183,7 +183,13 @@ async def test_a_bad_model_is_refused_by_name_while_another_serves(
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"{}", "tokenizer.json cannot be read"), (models.tokenizer()[:-20], "cannot be read")],
+    [
+        (b"{}", "tokenizer.json cannot be read"),
+        (b"\xff", "tokenizer.json cannot be read"),
+        (models.tokenizer()[:-20], "cannot be read"),
+        (models.tokenizer().replace(b"WordLevel", b"BPE"), "cannot be read"),
+        (models.tokenizer().replace(b": 3", b": 0"), "has 12 words"),
+    ],
 )
 async def test_a_bad_tokenizer_is_refused_by_name(
     tmp_path: Path, content: bytes, reason: str
