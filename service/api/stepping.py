@@ -13,7 +13,7 @@ from service.errors import Invalid
 from service.repository import Served
 from service.sessions.session import Chunk, Session, checked_id
 from service.sessions.table import Applied, Wanted
-from service.tasks.protocol import Parameters, Task, join_pieces
+from service.tasks.protocol import Parameters, Task
 
 
 async def open_session(
@@ -71,9 +71,10 @@ def prepare(
     """
     task = _served(context, session).task
     task.check(parameters)
-    context.check_inputs(inputs)
-    pieces = [task.piece(value, f"$.inputs[{i}]") for i, value in enumerate(inputs)]
-    chunk = join_pieces(pieces, parameters, every_step=task.every_step)
+    context.check_count(inputs)
+    if task.text:
+        context.check_text(inputs)
+    chunk = task.chunk(inputs, "$.inputs", parameters)
     context.check_length(chunk.length)
     wanted = Wanted(task.outputs, context.deadline(timeout_s))
     return Prepared(task, inputs, parameters, chunk, wanted)

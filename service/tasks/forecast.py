@@ -12,9 +12,18 @@ import numpy.typing as npt
 from service.contract import Forecast, ModelConfig
 from service.errors import Invalid
 from service.sessions.session import Chunk
-from service.tasks.protocol import Outputs, Parameters, join_pieces, kind, listed
+from service.tasks.protocol import (
+    Outputs,
+    Parameters,
+    chunk_of_steps,
+    join_pieces,
+    kind,
+    listed,
+)
+from service.tasks.vectors import flat, packed
 
 _LARGEST = float(np.finfo(np.float32).max)
+_VALUES = frozenset((int, float, type(None)))
 
 
 class ForecastTask:
@@ -30,6 +39,7 @@ class ForecastTask:
 
     outputs: tuple[str, ...] = ("mean", "quantiles")
     every_step = False
+    text = False
 
     def __init__(self, config: ModelConfig, spec: Forecast) -> None:
         (self._input,) = config.inputs
@@ -55,10 +65,33 @@ class ForecastTask:
         numbers = [_number(v, p) for v, p in zip(values, paths, strict=True)]
         return {self._input.name: np.array([numbers], self._input.dtype)}
 
+    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
+        """See `Task.chunk`."""
+        array = self._together(values)
+        if array is not None:
+            return chunk_of_steps({self._input.name: array}, parameters)
+        pieces = [self.piece(value, f"{path}[{i}]") for i, value in enumerate(values)]
+        return join_pieces(pieces, parameters)
+
+    def _together(self, values: Sequence[Any]) -> npt.NDArray[Any] | None:
+        """Observations, (T, columns); None unless `piece` would take each of them just so."""
+        single = len(self._columns) == 1 and not isinstance(values[0], list)
+        numbers = flat(values, () if single else self._input.shape)
+        if numbers is None:
+            return None
+        kinds = set(map(type, numbers))
+        if not kinds <= _VALUES:
+            return None
+        if type(None) in kinds:
+            numbers = [math.nan if number is None else number for number in numbers]
+        array = packed(numbers, self._input)
+        if array is None or not (math.isfinite(np.vdot(array, array)) or _is_taken(array)):
+            return None
+        return array.reshape(len(values), len(self._columns))
+
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a list of observations, the latest last; the forecast is of what follows it."""
-        pieces = [self.piece(item, f"{path}[{i}]") for i, item in enumerate(listed(value, path))]
-        chunk = join_pieces(pieces, Parameters())
+        chunk = self.chunk(listed(value, path), path, Parameters())
         return Chunk(chunk.arrays, chunk.ends[-1:])
 
     def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
@@ -72,6 +105,11 @@ class ForecastTask:
     def whole_answer(self, value: Any, outputs: Outputs, parameters: Parameters) -> Any:
         """See `Task.whole_answer`."""
         return self.answers((value,), outputs, parameters)[-1]
+
+
+def _is_taken(array: npt.NDArray[Any]) -> bool:
+    """Whether every number is one, or NaN; the largest are left to be looked at one by one."""
+    return bool((np.isnan(array) | (np.abs(array) < _LARGEST)).all())
 
 
 def _number(value: Any, path: str) -> float:

@@ -39,6 +39,7 @@ class NerTask:
 
     outputs: tuple[str, ...] = ("scores",)
     every_step = True
+    text = True
 
     def __init__(self, config: ModelConfig, spec: Ner, files: Mapping[str, bytes]) -> None:
         ids = read_vocabulary(files[spec.tokenizer], spec)
@@ -60,6 +61,11 @@ class NerTask:
         if not words:
             raise Invalid("the text has no words", path=path)
         return self._numbers(words)
+
+    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
+        """See `Task.chunk`."""
+        pieces = [self.piece(value, f"{path}[{i}]") for i, value in enumerate(values)]
+        return join_pieces(pieces, parameters, every_step=True)
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a text."""

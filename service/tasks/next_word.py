@@ -15,7 +15,15 @@ from service.contract import ContractError, ModelConfig, NextWord
 from service.engine.sampling import Sampling, choose, uniforms
 from service.errors import Invalid
 from service.sessions.session import Chunk
-from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, kind, listed
+from service.tasks.protocol import (
+    Outputs,
+    Parameters,
+    check_top_k,
+    chunk_of_steps,
+    join_pieces,
+    kind,
+    listed,
+)
 from service.tasks.vocabulary import read_vocabulary
 
 _DEFAULT_TOP_K = 5
@@ -23,6 +31,7 @@ _FULL = ("logits",)
 # Stands before a text whose past is not known.
 _SOME_WORD = "word"
 _NO_ID = -1
+_INTEGERS = frozenset((int,))
 # Characters of an unknown word that an error repeats.
 _SHOWN = 40
 
@@ -128,6 +137,7 @@ class NextWordTask:
 
     outputs: tuple[str, ...] = ("top_scores", "top_indices", "logsumexp")
     every_step = False
+    text = True
 
     def __init__(self, config: ModelConfig, spec: NextWord, tokenizer: bytes) -> None:
         vocabulary = read_vocabulary(tokenizer, spec)
@@ -167,6 +177,18 @@ class NextWordTask:
         else:
             raise Invalid(f"text or a token id is due here, got {kind(value)}", path=path)
         return {self._input.name: np.array(ids, self._input.dtype)}
+
+    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
+        """See `Task.chunk`."""
+        if _INTEGERS.issuperset(map(type, values)) and self._are_ids(values):
+            return chunk_of_steps(
+                {self._input.name: np.array(values, self._input.dtype)}, parameters
+            )
+        pieces = [self.piece(value, f"{path}[{i}]") for i, value in enumerate(values)]
+        return join_pieces(pieces, parameters)
+
+    def _are_ids(self, values: Sequence[int]) -> bool:
+        return min(values) >= 0 and max(values) < self._spec.vocab_size
 
     def _ids_of(self, value: str, path: str) -> list[int]:
         tokens = self._split(value)

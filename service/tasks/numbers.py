@@ -11,7 +11,15 @@ import numpy.typing as npt
 from service.contract import Labels, ModelConfig
 from service.errors import Invalid
 from service.sessions.session import Chunk
-from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, listed, vector
+from service.tasks.protocol import (
+    Outputs,
+    Parameters,
+    check_top_k,
+    chunk_of_steps,
+    join_pieces,
+    listed,
+)
+from service.tasks.vectors import Array, vector, vectors
 
 
 class LabelsTask:
@@ -24,11 +32,14 @@ class LabelsTask:
 
     outputs: tuple[str, ...] = ("scores",)
     every_step = False
+    text = False
 
     def __init__(self, config: ModelConfig, spec: Labels) -> None:
         (self._input,) = config.inputs
         self._labels = spec.labels
-        self._symbols = {name: np.array(v, self._input.dtype) for name, v in spec.symbols.items()}
+        self._symbols = {name: number for number, name in enumerate(spec.symbols)}
+        # (symbols, *shape)
+        self._vectors = np.array(list(spec.symbols.values()), self._input.dtype)
 
     def check(self, parameters: Parameters) -> None:
         """See `Task.check`."""
@@ -40,14 +51,27 @@ class LabelsTask:
             if value not in self._symbols:
                 known = ", ".join(self._symbols) or "none"
                 raise Invalid(f"{value!r} is not a symbol of this model; known: {known}", path=path)
-            return {self._input.name: self._symbols[value][None]}
+            return {self._input.name: self._vectors[[self._symbols[value]]]}
         return {self._input.name: vector(value, self._input, path)[None]}
+
+    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
+        """See `Task.chunk`."""
+        array = self._named(values) if isinstance(values[0], str) else vectors(values, self._input)
+        if array is not None:
+            return chunk_of_steps({self._input.name: array}, parameters)
+        pieces = [self.piece(value, f"{path}[{i}]") for i, value in enumerate(values)]
+        return join_pieces(pieces, parameters)
+
+    def _named(self, values: Sequence[Any]) -> Array | None:
+        """The vectors of symbols, (T, *shape); None when one is none."""
+        try:
+            return self._vectors[[self._symbols[name] for name in values]]
+        except (KeyError, TypeError):
+            return None
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a list of symbols or vectors."""
-        values = listed(value, path)
-        pieces = [self.piece(item, f"{path}[{i}]") for i, item in enumerate(values)]
-        return join_pieces(pieces, Parameters())
+        return self.chunk(listed(value, path), path, Parameters())
 
     def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
         """See `Task.answers`: the best label, or the `top_k` best."""
@@ -71,6 +95,7 @@ class TensorsTask:
     """
 
     every_step = False
+    text = False
 
     def __init__(self, config: ModelConfig) -> None:
         self._inputs = config.inputs
@@ -91,11 +116,19 @@ class TensorsTask:
             raise Invalid(f"an object with {', '.join(sorted(names))} is due here", path=path)
         return {t.name: vector(value[t.name], t, f"{path}.{t.name}")[None] for t in self._inputs}
 
+    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
+        """See `Task.chunk`."""
+        if len(self._inputs) == 1:
+            (tensor,) = self._inputs
+            array = vectors(values, tensor)
+            if array is not None:
+                return chunk_of_steps({tensor.name: array}, parameters)
+        pieces = [self.piece(value, f"{path}[{i}]") for i, value in enumerate(values)]
+        return join_pieces(pieces, parameters)
+
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a list of values, one for each step."""
-        values = listed(value, path)
-        pieces = [self.piece(item, f"{path}[{i}]") for i, item in enumerate(values)]
-        return join_pieces(pieces, Parameters())
+        return self.chunk(listed(value, path), path, Parameters())
 
     def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
         """See `Task.answers`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -9,13 +10,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from service.contract import Record, Tensor
+from service.contract import Record
 from service.errors import Invalid
 from service.sessions.session import Chunk
 
 Outputs = Mapping[str, npt.NDArray[Any]]
 
 _FIRST = np.zeros(1, np.intp)
+# Most requests have fewer inputs; a view of it costs less than to count anew.
+_POSITIONS = np.arange(1024)
 
 
 class Parameters(Record, frozen=True, kw_only=True):
@@ -29,7 +32,13 @@ class Parameters(Record, frozen=True, kw_only=True):
 
     def encoded(self) -> bytes:
         """As part of a request's digest."""
-        return msgspec.msgpack.encode(self)
+        return _encoded(self)
+
+
+# There are as many as a model has candidates, where a caller tries them all.
+@functools.lru_cache(maxsize=256)
+def _encoded(parameters: Parameters) -> bytes:
+    return msgspec.msgpack.encode(parameters)
 
 
 class Task(Protocol):
@@ -41,6 +50,9 @@ class Task(Protocol):
     every_step: bool
     """Whether an answer needs them of every time step of its input, not of the last one only."""
 
+    text: bool
+    """Whether inputs are texts, which take time to be taken apart."""
+
     def check(self, parameters: Parameters) -> None:
         """Raise `Invalid` for parameters this task cannot honour."""
 
@@ -49,6 +61,13 @@ class Task(Protocol):
 
     def piece(self, value: Any, path: str) -> dict[str, npt.NDArray[Any]]:
         """One input of a streaming session, as time steps: input name to (T, *shape), T >= 1."""
+
+    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
+        """Inputs of one request, at least one, as one chunk with an end for each: what `piece` makes of each, joined.
+
+        Raises:
+            Invalid: See `piece`; it names the input as `path[i]`.
+        """
 
     def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
         """One answer for each input of a session.
@@ -61,6 +80,13 @@ class Task(Protocol):
 
     def whole_answer(self, value: Any, outputs: Outputs, parameters: Parameters) -> Any:
         """The answer to a whole input that `whole` took."""
+
+
+def chunk_of_steps(arrays: Mapping[str, npt.NDArray[Any]], parameters: Parameters) -> Chunk:
+    """A chunk of inputs that are one time step each: input name to (T, *shape)."""
+    length = len(next(iter(arrays.values())))
+    ends = _POSITIONS[:length] if length <= len(_POSITIONS) else np.arange(length)
+    return Chunk(arrays, ends, parameters.encoded())
 
 
 def join_pieces(
@@ -79,42 +105,6 @@ def join_pieces(
     lengths = [len(next(iter(piece.values()))) for piece in pieces]
     ends = np.cumsum(lengths, dtype=np.intp) - 1
     return Chunk(arrays, ends, parameters.encoded(), every_step)
-
-
-def vector(value: Any, tensor: Tensor, path: str) -> npt.NDArray[Any]:
-    """One time step of numbers, shape `tensor.shape`.
-
-    Raises:
-        Invalid: It is not numbers, not of that shape, or not finite.
-    """
-    _check_shape(value, tensor.shape, path)
-    try:
-        with np.errstate(over="ignore", invalid="ignore"):
-            if not np.isfinite(np.asarray(value, np.float64)).all():
-                raise Invalid(f"{tensor.name} holds NaN or infinity", path=path)
-            # Not by way of float64, which rounds integers above 2**53.
-            typed = np.array(value, tensor.dtype)
-    except OverflowError:
-        raise Invalid(
-            f"{tensor.name} takes {tensor.dtype}; a number is too large", path=path
-        ) from None
-    if not np.isfinite(typed).all() or (typed.dtype.kind == "i" and typed.tolist() != value):
-        raise Invalid(f"{tensor.name} takes {tensor.dtype}; a number does not fit", path=path)
-    return typed
-
-
-def _check_shape(value: Any, shape: tuple[int, ...], path: str) -> None:
-    # To the depth of the shape and no deeper, so that hostile nesting costs nothing.
-    if not shape:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Invalid(f"a number is due here, got {kind(value)}", path=path)
-        return
-    if not isinstance(value, list):
-        raise Invalid(f"a list of {shape[0]} is due here, got {kind(value)}", path=path)
-    if len(value) != shape[0]:
-        raise Invalid(f"a list of {shape[0]} is due here, got one of {len(value)}", path=path)
-    for number, item in enumerate(value):
-        _check_shape(item, shape[1:], f"{path}[{number}]")
 
 
 def kind(value: Any) -> str:

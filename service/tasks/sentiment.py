@@ -30,6 +30,7 @@ class SentimentTask:
 
     outputs: tuple[str, ...] = ("scores",)
     every_step = False
+    text = True
 
     def __init__(self, config: ModelConfig, spec: Sentiment, tokenizer: bytes) -> None:
         vocabulary = read_vocabulary(tokenizer, spec)
@@ -51,6 +52,11 @@ class SentimentTask:
             raise Invalid("the text has no words", path=path)
         known = [self._unknown if i is None else i for i in ids]
         return {self._input.name: np.array(known, self._input.dtype)}
+
+    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
+        """See `Task.chunk`."""
+        pieces = [self.piece(value, f"{path}[{i}]") for i, value in enumerate(values)]
+        return join_pieces(pieces, parameters)
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a text."""
