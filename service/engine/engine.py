@@ -1,8 +1,9 @@
 """The loop that runs one model: schedule, run, deliver.
 
-Compute lives in one thread. The event loop hands it work through a queue and is woken once a batch. Everything about
-slots happens on the event loop, so that no lock is needed: the thread touches only rows of work in flight, and a slot
-with work in flight is given back only after that work has ended.
+Compute lives in one thread. The event loop leaves work where the thread finds it, wakes it once all that could be read
+was read, and is woken itself once a batch. Everything about slots happens on the event loop, so that no lock is
+needed: the thread touches only rows of work in flight, and a slot with work in flight is given back only after that
+work has ended.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,10 +21,13 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.arena import Arena, Slot
+from service.engine.arena import SCRATCH, Arena, Slot
 from service.engine.graph import Graph
 from service.engine.host import HostStates
-from service.engine.scheduler import Array, Batch, OnEnd, Outputs, Scheduler, Work
+from service.engine.patience import Patience
+from service.engine.rows import join, keep, pad
+from service.engine.scheduler import ANY_FLOW, Array, Batch, Flow, OnEnd, Outputs, Scheduler, Work
+from service.engine.shapes import Shapes
 from service.errors import (
     DeadlineExceeded,
     Draining,
@@ -34,6 +39,9 @@ from service.errors import (
 from service.metrics import EngineMetrics
 
 log = logging.getLogger(__name__)
+
+_NEW = 0.1
+"""Weight of the last batch in the time of a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +61,7 @@ class Engine:
         limits: Bounds on slots and waiting work.
         metrics: Where counts and times go.
         clock: Monotonic seconds.
+        shapes: Shapes that batches are padded to; None runs each in its own.
     """
 
     def __init__(
@@ -61,6 +70,7 @@ class Engine:
         limits: Limits,
         metrics: EngineMetrics,
         clock: Callable[[], float] = time.monotonic,
+        shapes: Shapes | None = None,
     ) -> None:
         self.graph = graph
         self.config = graph.config
@@ -68,13 +78,26 @@ class Engine:
         self._limits = limits
         self._metrics = metrics
         self._clock = clock
+        self._shapes = shapes
         self._scheduler = Scheduler(graph.config.batching)
-        self._inbox: queue.SimpleQueue[list[Work] | None] = queue.SimpleQueue()
-        self._arrived: list[Work] = []
+        self._patience = Patience(graph.config.batching.max_batch_size)
+        # Work on its way to the thread; both sides touch one end each.
+        self._inbox: deque[Work] = deque()
+        # Whether the thread sleeps, until so many are there or it is told to look.
+        self._asleep = False
+        self._expected = 0
+        self._alarm: queue.SimpleQueue[None] = queue.SimpleQueue()
+        # Whether a look at what this turn of the event loop brought is due, and how many there were at the last one.
+        self._looking = False
+        self._looked_at = 0
         # What ended since the event loop was last told.
         self._ended: list[tuple[Work, Outputs | Exception]] = []
-        # Time of the last batch: written by the thread, read on the event loop.
-        self._run_s = 0.0
+        # How often the event loop was told, and by which of these each slot was answered last.
+        self._rounds = 0
+        self._told = 0
+        self._answered = [0] * (limits.capacity + 1)
+        # Seconds of the model for a time step; written by the thread, read on the event loop.
+        self._step_s = 0.0
         self._in_flight: dict[Slot, Work] = {}
         self._pending_tokens = 0
         self._give_back_later: set[Slot] = set()
@@ -97,8 +120,7 @@ class Engine:
     async def close(self) -> None:
         """Refuse new work, finish what waits, end the thread."""
         self._closing = True
-        self._hand_over()
-        self._inbox.put(None)
+        self._alarm.put(None)
         if self._thread.is_alive():
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
 
@@ -106,6 +128,16 @@ class Engine:
     def pending(self) -> int:
         """Steps in flight or waiting."""
         return len(self._in_flight)
+
+    @property
+    def full(self) -> bool:
+        """Whether a step that came now would be refused."""
+        return self._closing or len(self._in_flight) >= self._limits.max_pending
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that all that waits will take, as far as is known."""
+        return self._pending_tokens * self._step_s
 
     def take(self) -> Slot | None:
         """A slot with the initial state, or None when all are in use."""
@@ -133,6 +165,7 @@ class Engine:
         keep: npt.NDArray[np.intp],
         outputs: tuple[str, ...],
         deadline: float,
+        flow: Flow = ANY_FLOW,
     ) -> tuple[Work, asyncio.Future[Outputs]]:
         """Queue a step to be awaited; see `begin`.
 
@@ -141,7 +174,8 @@ class Engine:
         """
         assert self._loop is not None, "start() comes first"
         future: asyncio.Future[Outputs] = self._loop.create_future()
-        work = self.begin(slot, inputs, keep, outputs, deadline, partial(_settle, future))
+        on_end = partial(_settle, future)
+        work = self.begin(slot, inputs, keep, outputs, deadline, on_end, flow)
         return work, future
 
     def begin(
@@ -152,6 +186,7 @@ class Engine:
         outputs: tuple[str, ...],
         deadline: float,
         on_end: OnEnd,
+        flow: Flow = ANY_FLOW,
     ) -> Work:
         """Queue a step.
 
@@ -165,6 +200,7 @@ class Engine:
                 `DeadlineExceeded`, `NonFinite` or `ModelFailed` when the step did not run to its end. State is then
                 as before, unless `work.done > 0`: then it is somewhere on the way and the slot has to be written
                 anew. The steps of one batch end in one turn of the event loop.
+            flow: What the step is part of; see `Scheduler`.
 
         Returns:
             The work; its `cancelled` may be set at any time.
@@ -186,38 +222,43 @@ class Engine:
                 retry_after_s=1,
             )
         self._idle(slot)
-        work = Work(slot, inputs, length, keep, outputs, deadline, self._clock(), on_end)
+        now = self._clock()
+        work = Work(slot, inputs, length, keep, outputs, deadline, now, on_end, flow)
         self._in_flight[slot] = work
         self._pending_tokens += length
-        self._gather(work)
+        if self._answered[slot.index] == self._told:
+            self._patience.returned(now)
+        self._inbox.append(work)
+        if not self._looking:
+            assert self._loop is not None
+            self._looking, self._looked_at = True, 0
+            self._loop.call_soon(self._look)
         return work
 
-    def _gather(self, work: Work) -> None:
-        """Keep work until the turn of the event loop is over, so that all it read goes to the thread together.
-
-        A turn may be long where each step comes in a request of its own. Then the thread gets what there is after the
-        time of a batch, and computes it while the event loop reads the rest: they take turns on their sessions.
-        """
-        assert self._loop is not None
-        if not self._arrived:
-            self._loop.call_soon(self._hand_over)
-        self._arrived.append(work)
-        if work.queued_at - self._arrived[0].queued_at > self._run_s:
-            self._hand_over()
+    def _look(self) -> None:
+        """Wake the thread, if it sleeps, when all that could be read was read or all that is expected is there."""
+        there = len(self._inbox)
+        if self._asleep and self._looked_at < there < self._expected:
+            # This turn brought some and others are due: one more.
+            assert self._loop is not None
+            self._looked_at = there
+            self._loop.call_soon(self._look)
+            return
+        self._looking = False
+        if self._asleep:
+            self._asleep = False
+            self._alarm.put(None)
 
     def _idle(self, slot: Slot) -> Slot:
         assert slot not in self._in_flight, f"{slot} has a step in flight"
         return slot
 
-    def _hand_over(self) -> None:
-        if self._arrived:
-            arrived, self._arrived = self._arrived, []
-            self._inbox.put(arrived)
-
-    def _deliver(self, ended: Sequence[tuple[Work, Outputs | Exception]]) -> None:
+    def _deliver(self, ended: Sequence[tuple[Work, Outputs | Exception]], told: int) -> None:
+        self._told = told
         for work, outcome in ended:
             del self._in_flight[work.slot]
             self._pending_tokens -= work.length
+            self._answered[work.slot.index] = told
             if work.slot in self._give_back_later:
                 self._give_back_later.discard(work.slot)
                 self.give_back(work.slot)
@@ -230,42 +271,72 @@ class Engine:
     # In the compute thread.
 
     def _work(self) -> None:
-        while True:
-            open_ = self._receive()
+        while self._collect():
             decision = self._scheduler.next_batch(self._clock())
             self._ended += [(work, StepCancelled()) for work in decision.cancelled]
             self._ended += [(work, _too_late(work)) for work in decision.late]
             if decision.batch is not None:
                 self._run(decision.batch)
-            elif not open_ and not self._ended:
-                return
 
-    def _receive(self) -> bool:
-        """Move all that arrived into the scheduler; waits when there is nothing to do. False when closing."""
-        open_ = not self._closing
-        if not self._scheduler and self._inbox.empty():
-            self._tell()
-        block = open_ and not self._scheduler
+    def _collect(self) -> bool:
+        """Move what arrived into the scheduler, and wait while there is nothing to do, or while waiting pays.
+
+        False once the engine is closed and everything has ended.
+        """
+        scheduler, patience = self._scheduler, self._patience
+        waited = False
+        while True:
+            while self._inbox:
+                scheduler.add(self._inbox.popleft())
+            waiting = len(scheduler)
+            if not waiting:
+                self._tell(awaited=True)
+                if self._closing and not self._inbox:
+                    return False
+                self._sleep(None, patience.expected)
+            elif self._closing or not scheduler.only_single_steps:
+                return True
+            elif self._ended:
+                if not patience.answer_first(waiting, len(self._ended)):
+                    return True
+                self._tell(awaited=True)
+            else:
+                wait_s = 0.0 if waited else patience.wait_s(waiting, self._clock())
+                if not wait_s:
+                    patience.begin()
+                    return True
+                waited = not self._sleep(wait_s, patience.expected)
+
+    def _sleep(self, seconds: float | None, expected: int) -> bool:
+        """Sleep until so many steps arrived, or all that could be read was read. False when the time has passed."""
+        self._expected = expected
+        self._asleep = True
         try:
-            while (arrived := self._inbox.get(block)) is not None:
-                self._scheduler.extend(arrived)
-                block = False
+            if not self._inbox:
+                self._alarm.get(timeout=seconds)
         except queue.Empty:
-            return open_
-        return False
+            return False
+        finally:
+            self._asleep = False
+        return True
 
-    def _tell(self) -> None:
+    def _tell(self, *, awaited: bool) -> None:
         """Wake the event loop with all that ended.
 
         With the next batch at hand that is put off until it is about to run. Else both would work at the same time,
         and Python lets only one: the model would wait for what the event loop makes of the batch before.
+
+        Args:
+            awaited: Whether the thread waits for what comes of it, instead of running a batch meanwhile.
         """
         if not self._ended:
             return
         assert self._loop is not None
         ended, self._ended = self._ended, []
+        self._rounds += 1
+        self._patience.told(len(ended), self._clock(), awaited=awaited)
         try:
-            self._loop.call_soon_threadsafe(self._deliver, ended)
+            self._loop.call_soon_threadsafe(self._deliver, ended, self._rounds)
         except RuntimeError:
             log.warning("event loop closed; %d results dropped", len(ended))
 
@@ -282,15 +353,18 @@ class Engine:
             elif work.done < work.length:
                 self._scheduler.add(work)
             else:
-                self._ended.append((work, _join(work)))
+                self._ended.append((work, join(work)))
                 steps += 1
         self._metrics.steps.inc(steps)
         tokens = sum(batch.lengths)
         self._metrics.tokens.inc(tokens)
         self._metrics.batch_size.observe(len(batch.works))
         self._metrics.batch_fill.observe(tokens / (len(batch.works) * batch.time))
-        self._run_s = self._clock() - started
-        self._metrics.run_seconds.observe(self._run_s)
+        taken = self._clock() - started
+        self._metrics.run_seconds.observe(taken)
+        self._step_s += _NEW * (taken / tokens - self._step_s)
+        if batch.time == 1:
+            self._patience.ran(len(batch.works), taken)
 
     def _apply_or_isolate(self, batch: Batch) -> list[Exception | None]:
         """Apply a batch; should the model raise, apply each row alone, so that only the guilty one fails."""
@@ -310,24 +384,26 @@ class Engine:
         return failures
 
     def _apply(self, batch: Batch) -> list[Exception | None]:
-        """Run rows once, write the finite ones back; the others' state stays as it was."""
-        slots = [work.slot for work in batch.works]
-        feeds = {
-            tensor.name: _pad(batch, tensor.name, tensor.shape, tensor.dtype)
-            for tensor in self.config.inputs
-        }
-        feeds[self.config.lengths] = np.array(batch.lengths, np.int32)
-        asked = {name for outputs in {work.outputs for work in batch.works} for name in outputs}
+        """Run rows once; those that come out finite keep their next state, the others' stays as it was."""
+        works, config = batch.works, self.config
+        rows, time = len(works), batch.time
+        if self._shapes is not None:
+            rows, time = self._shapes.padded(rows, time)
+        fill = rows - len(works)
+        slots = [work.slot for work in works] + [SCRATCH] * fill
+        feeds = {t.name: pad(batch, t.name, t.shape, t.dtype, rows, time) for t in config.inputs}
+        feeds[config.lengths] = np.array(batch.lengths + (time,) * fill, np.int32)
+        asked = {name for outputs in {work.outputs for work in works} for name in outputs}
         # Order of the model's outputs.
-        wanted = [tensor.name for tensor in self.config.outputs if tensor.name in asked]
+        wanted = [tensor.name for tensor in config.outputs if tensor.name in asked]
         if len(wanted) < len(asked):
             raise KeyError(f"the model has not all of the outputs {', '.join(sorted(asked))}")
-        self._tell()
+        self._tell(awaited=False)
         result, finite = self._arena.run(slots, feeds, wanted)
         # Every output has the shape its config says, so nothing raises after the states are written.
-        kept = _kept(batch, result)
+        kept = keep(batch, result)
         failures: list[Exception | None] = []
-        for row, (work, length) in enumerate(zip(batch.works, batch.lengths, strict=True)):
+        for row, (work, length) in enumerate(zip(works, batch.lengths, strict=True)):
             if finite[row]:
                 if (part := kept[row]) is not None:
                     work.parts.append(part)
@@ -347,55 +423,6 @@ def _settle(future: asyncio.Future[Outputs], outcome: Outputs | Exception) -> No
         future.set_exception(outcome)
     else:
         future.set_result(outcome)
-
-
-def _pad(batch: Batch, name: str, shape: tuple[int, ...], dtype: str) -> Array:
-    """Next chunk of every row, (B, time, *shape); zero beyond a row's length."""
-    chunks = [
-        work.inputs[name][work.done : work.done + length]
-        for work, length in zip(batch.works, batch.lengths, strict=True)
-    ]
-    if min(batch.lengths) == batch.time:
-        return np.concatenate(chunks).reshape(len(chunks), batch.time, *shape)
-    padded = np.zeros((len(chunks), batch.time, *shape), dtype)
-    for row, chunk in enumerate(chunks):
-        padded[row, : len(chunk)] = chunk
-    return padded
-
-
-def _kept(batch: Batch, result: Outputs) -> list[Outputs | None]:
-    """Of every row the wanted outputs of the time steps it applied, if any are wanted.
-
-    Copies, so that a reply that is kept does not keep the whole batch.
-    """
-    first = batch.works[0]
-    if first.outputs and all(
-        work.length == len(work.keep) == 1 and work.outputs == first.outputs for work in batch.works
-    ):
-        columns = [[row.copy() for row in result[name]] for name in first.outputs]
-        return [dict(zip(first.outputs, row, strict=True)) for row in zip(*columns, strict=True)]
-    return [
-        _kept_of(work, row, length, result)
-        for row, (work, length) in enumerate(zip(batch.works, batch.lengths, strict=True))
-    ]
-
-
-def _kept_of(work: Work, row: int, length: int, result: Outputs) -> Outputs | None:
-    """The wanted outputs of the `length` time steps of `row` that start at `work.done`, if any are wanted."""
-    if len(work.keep) == work.length:
-        # Every time step is wanted.
-        return {name: result[name][row, :length].copy() for name in work.outputs}
-    first, last = np.searchsorted(work.keep, (work.done, work.done + length))
-    if first == last and (work.parts or work.done + length < work.length):
-        return None
-    positions = work.keep[first:last] - work.done
-    return {name: result[name][row, positions] for name in work.outputs}
-
-
-def _join(work: Work) -> Outputs:
-    if len(work.parts) == 1:
-        return work.parts[0]
-    return {name: np.concatenate([part[name] for part in work.parts]) for name in work.outputs}
 
 
 def _too_late(work: Work) -> DeadlineExceeded:

@@ -1,17 +1,20 @@
 """Which steps run next. Pure: plain data in, plain data out; time is passed in; no threads, no asyncio.
 
 Work waits in one queue per size class of its next chunk: lengths 1, 2, 3-4, 5-8, ... up to the longest chunk. The
-class whose oldest work has waited longest runs next, with as much of that class as fits. Rows of one batch so differ
-in length by less than two to one, and padding is less than half of any batch. Work that is not finished queues again
-behind everything that waits, so a long input cannot hold up single steps.
+class whose first work is due soonest runs next, with as much of that class as fits. Rows of one batch so differ in
+length by less than two to one, and padding is less than half of any batch. Work that is not finished queues again
+behind everything of its flow that waits, so a long input cannot hold up single steps.
+
+Flows share the model by start-time fair queueing (Goyal, Vin and Cheng 1996): work begins at the virtual time at
+which its flow has had its share, and what begins soonest is due soonest. In one flow that is the order of arrival.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from heapq import heappop, heappush
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +25,23 @@ from service.engine.arena import Slot
 Array = npt.NDArray[Any]
 Outputs = dict[str, Array]
 OnEnd = Callable[[Outputs | Exception], None]
+
+
+class Flow(NamedTuple):
+    """Work that shares the model with other flows, by weight and whatever its amount.
+
+    Attributes:
+        tenant: Whose it is.
+        kind: `session` for steps of sessions, `once` for whole inputs: neither can crowd out the other.
+        weight: Share of its time steps, relative to the others'.
+    """
+
+    tenant: str = ""
+    kind: str = "session"
+    weight: float = 1.0
+
+
+ANY_FLOW = Flow()
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +57,7 @@ class Work:
         deadline: Monotonic time after which it must not start.
         queued_at: Monotonic time of arrival.
         on_end: Called once with the outputs, or with the error that ended it.
+        flow: What it is part of.
         done: Time steps applied so far.
         cancelled: Set by a caller that left. Work found cancelled is dropped before it runs.
         parts: Outputs kept so far, one dictionary a chunk.
@@ -50,6 +71,7 @@ class Work:
     deadline: float
     queued_at: float
     on_end: OnEnd = lambda outcome: None
+    flow: Flow = ANY_FLOW
     done: int = 0
     cancelled: bool = False
     parts: list[Outputs] = field(default_factory=list)
@@ -73,8 +95,10 @@ class Decision:
     late: tuple[Work, ...]
 
 
-_Queue = deque[tuple[int, int, Work]]
-"""Number of arrival, time steps of the next chunk, work."""
+_Queue = list[tuple[float, int, int, Work]]
+"""A heap of virtual start, number of arrival, time steps of the next chunk, work."""
+
+_FLOWS = 1024
 
 
 class Scheduler:
@@ -89,19 +113,30 @@ class Scheduler:
         self._longest = min(limits.max_chunk_length, limits.max_batch_tokens)
         self._queues: dict[int, _Queue] = {}
         self._arrivals = 0
+        # Virtual time, and at which each flow has had what it asked for so far.
+        self._now = 0.0
+        self._served: dict[Flow, float] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._queues.values()))
 
+    @property
+    def only_single_steps(self) -> bool:
+        """Whether nothing longer than one time step waits."""
+        return not any(queue for size, queue in self._queues.items() if size)
+
     def add(self, work: Work) -> None:
         """Queue new work, or work with time steps left after a batch."""
         length = min(work.length - work.done, self._longest)
+        flow = work.flow
+        start = max(self._now, self._served.get(flow, 0.0))
+        self._served[flow] = start + length / flow.weight
         # 0 for 1, 1 for 2, 2 for 3-4, 3 for 5-8, ...
         size_class = (length - 1).bit_length()
         queue = self._queues.get(size_class)
         if queue is None:
-            queue = self._queues[size_class] = deque()
-        queue.append((self._arrivals, length, work))
+            queue = self._queues[size_class] = []
+        heappush(queue, (start, self._arrivals, length, work))
         self._arrivals += 1
 
     def extend(self, works: Iterable[Work]) -> None:
@@ -118,8 +153,9 @@ class Scheduler:
         cancelled: list[Work] = []
         late: list[Work] = []
         while waiting := [queue for queue in self._queues.values() if queue]:
-            batch = self._fill(min(waiting, key=_oldest), now, cancelled, late)
+            batch = self._fill(min(waiting, key=_first), now, cancelled, late)
             if batch is not None:
+                self._forget()
                 return Decision(batch, tuple(cancelled), tuple(late))
         return Decision(None, tuple(cancelled), tuple(late))
 
@@ -134,11 +170,12 @@ class Scheduler:
         lengths: list[int] = []
         longest = 0
         while queue and len(works) < self._limits.max_batch_size:
-            _, length, work = queue[0]
+            start, _, length, work = queue[0]
             longest = max(longest, length)
             if works and (len(works) + 1) * longest > self._limits.max_batch_tokens:
                 break
-            queue.popleft()
+            heappop(queue)
+            self._now = max(self._now, start)
             if work.cancelled:
                 cancelled.append(work)
             elif work.deadline < now:
@@ -148,6 +185,11 @@ class Scheduler:
                 lengths.append(length)
         return Batch(tuple(works), tuple(lengths), max(lengths)) if works else None
 
+    def _forget(self) -> None:
+        """Drop flows that have had no more than their share; they begin like new ones."""
+        if len(self._served) > _FLOWS:
+            self._served = {f: end for f, end in self._served.items() if end > self._now}
 
-def _oldest(queue: _Queue) -> int:
-    return queue[0][0]
+
+def _first(queue: _Queue) -> tuple[float, int]:
+    return queue[0][:2]

@@ -107,7 +107,22 @@ class Step:
         on_end: Called with what became of it, unless the caller left.
     """
 
-    __slots__ = ("chunk", "left", "on_end", "seq", "session", "wanted", "work")
+    __slots__ = (
+        "chunk",
+        "entry",
+        "left",
+        "on_end",
+        "outputs",
+        "seq",
+        "session",
+        "wanted",
+        "work",
+    )
+
+    entry: Entry
+    """What is committed, once it is computed."""
+    outputs: Outputs
+    """What was computed."""
 
     def __init__(
         self, session: Session, chunk: Chunk, wanted: Wanted, seq: int | None, on_end: OnEnd
@@ -356,36 +371,41 @@ class Sessions:
             raise
 
     def _submit(self, step: Step) -> None:
-        session, wanted = step.session, step.wanted
+        session, chunk, wanted = step.session, step.chunk, step.wanted
         assert session.slot is not None
         step.work = session.engine.begin(
             session.slot,
-            step.chunk.arrays,
-            step.chunk.keep,
-            wanted.stored + wanted.passing,
+            chunk.arrays,
+            chunk.keep,
+            wanted.stored + wanted.passing if wanted.passing else wanted.stored,
             wanted.deadline,
             partial(self._computed, step),
+            session.flow,
         )
         step.work.cancelled = step.left
 
     def _computed(self, step: Step, outcome: Outputs | Exception) -> None:
-        session, chunk = step.session, step.chunk
+        session, chunk, wanted = step.session, step.chunk, step.wanted
         if isinstance(outcome, Exception):
             assert step.work is not None
             if step.work.done:
                 self.slots.drop(session)
             self._end_step(step, outcome)
             return
-        stored = {name: outcome[name] for name in step.wanted.stored}
-        reply = Reply(session.seq + 1, chunk.digest(), stored)
-        seq = session.seq + len(chunk.ends)
-        entry = Entry(session.identity.id, session.epoch, seq, chunk.arrays, reply)
-        self._commit.add(entry, partial(self._committed, step, entry, outcome))
+        stored = {name: outcome[name] for name in wanted.stored} if wanted.passing else outcome
+        committed = session.seq
+        step.outputs = outcome
+        step.entry = Entry(
+            session.identity.id,
+            session.epoch,
+            committed + len(chunk.ends),
+            chunk.arrays,
+            Reply(committed + 1, chunk.digest(), stored),
+        )
+        self._commit.add(step.entry, partial(self._committed, step))
 
-    def _committed(
-        self, step: Step, entry: Entry, outputs: Outputs, error: Exception | None
-    ) -> None:
-        session = step.session
+    def _committed(self, step: Step, error: Exception | None) -> None:
+        session, entry = step.session, step.entry
         if error is not None:
             # The state ran ahead of the commit: it is loaded anew on next use.
             self.slots.drop(session)
@@ -395,7 +415,7 @@ class Sessions:
             return
         session.seq, session.reply = entry.seq, entry.reply
         session.log_length += step.chunk.length
-        applied = Applied(entry.reply.first, entry.seq, outputs, duplicate=False)
+        applied = Applied(entry.reply.first, entry.seq, step.outputs, duplicate=False)
         if session.log_length >= self._policy.snapshot_every:
             self._spawn(self._snapshot_after(step, applied))
         else:

@@ -1,0 +1,62 @@
+"""Works as rows of a batch, and rows of results as what each work wanted. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from service.engine.scheduler import Array, Batch, Outputs, Work
+
+
+def pad(batch: Batch, name: str, shape: tuple[int, ...], dtype: str, rows: int, time: int) -> Array:
+    """Next chunk of every work, (rows, time, *shape); zero beyond a chunk's length and in rows of no work."""
+    works = batch.works
+    if len(works) == rows and min(batch.lengths) == time:
+        if time == 1:
+            chunks = [work.inputs[name] for work in works]
+            if sum(map(len, chunks)) == rows:
+                return np.concatenate(chunks).reshape(rows, 1, *shape)
+        parts = [work.inputs[name][work.done : work.done + time] for work in works]
+        return np.concatenate(parts).reshape(rows, time, *shape)
+    padded = np.zeros((rows, time, *shape), dtype)
+    for row, (work, length) in enumerate(zip(works, batch.lengths, strict=True)):
+        padded[row, :length] = work.inputs[name][work.done : work.done + length]
+    return padded
+
+
+def keep(batch: Batch, result: Mapping[str, Array]) -> list[Outputs | None]:
+    """Of every work the wanted outputs of the time steps it applied, if any are wanted.
+
+    Copies, so that a reply that is kept does not keep the whole batch.
+    """
+    names = batch.works[0].outputs
+    if names and all(
+        work.length == len(work.keep) == 1 and work.outputs == names for work in batch.works
+    ):
+        count = len(batch.works)
+        columns = [[row.copy() for row in result[name][:count]] for name in names]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return [
+        _kept(work, row, length, result)
+        for row, (work, length) in enumerate(zip(batch.works, batch.lengths, strict=True))
+    ]
+
+
+def _kept(work: Work, row: int, length: int, result: Mapping[str, Array]) -> Outputs | None:
+    """The wanted outputs of the `length` time steps of `row` that start at `work.done`, if any are wanted."""
+    if len(work.keep) == work.length:
+        # Every time step is wanted.
+        return {name: result[name][row, :length].copy() for name in work.outputs}
+    first, last = np.searchsorted(work.keep, (work.done, work.done + length))
+    if first == last and (work.parts or work.done + length < work.length):
+        return None
+    positions = work.keep[first:last] - work.done
+    return {name: result[name][row, positions] for name in work.outputs}
+
+
+def join(work: Work) -> Outputs:
+    """All the outputs of a work that ran to its end."""
+    if len(work.parts) == 1:
+        return work.parts[0]
+    return {name: np.concatenate([part[name] for part in work.parts]) for name in work.outputs}
