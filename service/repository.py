@@ -69,6 +69,7 @@ class Loaded:
     config: ModelConfig
     graph: Graph
     task: Task
+    variant: Arithmetic
 
 
 class Repository:
