@@ -9,10 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
-from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from service.errors import Invalid, Malformed, ServiceError, SlowBody, TooLarge
 from service.logs import request_id
@@ -148,23 +146,6 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         timer.cancel()
         if watch is not None:
             watch.cancel()
-
-
-class Direct(APIRoute):
-    """A route whose function takes the request and the path's parameters and returns a response.
-
-    FastAPI documents it and has nothing to resolve or convert, which would take longer than a step does.
-    """
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["method"] not in (self.methods or ()):
-            await super().handle(scope, receive, send)
-            return
-        response: Response = await self.endpoint(
-            Request(scope, receive, send), **scope["path_params"]
-        )
-        await response(scope, receive, send)
 
 
 async def _disconnected(request: Request) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import http
 from service.api.context import context_of
 from service.api.documentation import documented
+from service.api.routing import Routes
 from service.api.schema import Health, ModelAnswer, ModelList
 from service.errors import UnknownModel
 from service.repository import Entry
 
-router = APIRouter(tags=["operations"], route_class=http.Direct)
+router = Routes(tags=["operations"])
 
 
 @router.get("/health/live", **documented(None, Health))

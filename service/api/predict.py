@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import http
@@ -12,6 +12,7 @@ from service.api.context import Context, context_of
 from service.api.documentation import documented
 from service.api.events import event_stream
 from service.api.examples import GENERATE, PREDICT
+from service.api.routing import Routes
 from service.api.schema import (
     GenerateAnswer,
     GenerateRequest,
@@ -21,7 +22,7 @@ from service.api.schema import (
 from service.api.writing import Writing
 from service.repository import Served
 
-router = APIRouter(prefix="/v1/models/{model}", tags=["one-shot"], route_class=http.Direct)
+router = Routes(prefix="/v1/models/{model}", tags=["one-shot"])
 
 
 @router.post("/predict", **documented(PredictRequest, PredictAnswer, PREDICT))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import http
@@ -10,6 +10,7 @@ from service.api.context import TENANT, context_of
 from service.api.documentation import documented
 from service.api.events import event_stream, last_event_id
 from service.api.examples import SESSION, SESSION_GENERATE, SESSION_PUT, STEPS
+from service.api.routing import Routes
 from service.api.schema import (
     GenerateAnswer,
     SessionAnswer,
@@ -23,7 +24,7 @@ from service.api.schema import (
 from service.api.stepping import describe, open_session, step
 from service.api.writing import Writing
 
-router = APIRouter(prefix="/v1/sessions", tags=["sessions"], route_class=http.Direct)
+router = Routes(prefix="/v1/sessions", tags=["sessions"])
 
 
 # Routes are tried in this order.

@@ -13,14 +13,14 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, WebSocket
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.websockets import WebSocketDisconnect
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from service import logs
 from service.api import http
 from service.api.context import TENANT, Context, context_of
+from service.api.routing import Routes
 from service.api.schema import (
     CancelFrame,
     CloseFrame,
@@ -37,7 +37,7 @@ from service.errors import Draining, Invalid, ServiceError, SessionBusy, TooLarg
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(route_class=http.Direct)
+router = Routes()
 
 
 @router.get("/v1/stream", include_in_schema=False)
