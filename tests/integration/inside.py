@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 import numpy.typing as npt
 
-from service.__main__ import make_server
 from service.api.context import Context
 from service.app import build_context
 from service.engine.engine import Engine
 from service.engine.graph import Graph
+from service.server import make_server
 from service.settings import Settings
 
 TIMEOUT_S = 30.0
