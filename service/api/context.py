@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.requests import HTTPConnection
 
+from service.api.rounds import Rounds
 from service.errors import Draining, Invalid, NotStreaming, TooLarge
 from service.metrics import Metrics
 from service.repository import Repository, Served
@@ -36,13 +37,18 @@ class Shutdown:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The parts of one running service."""
+    """The parts of one running service.
+
+    Attributes:
+        rounds: Chooses the next tokens of all texts that are being written.
+    """
 
     settings: Settings
     metrics: Metrics
     repository: Repository
     sessions: Sessions
     shutdown: Shutdown
+    rounds: Rounds = field(default_factory=Rounds)
 
     def admit(self) -> None:
         """Let new work in.

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from service.api import http
 from service.api.context import Context
 from service.api.writing import Writing, token_answer
 from service.errors import Invalid, ServiceError
-from service.tasks.next_word import Token
+from service.tasks.generation import Token
+
+_encode = msgspec.json.Encoder().encode
 
 
 def last_event_id(request: Request) -> int | None:
@@ -32,68 +35,71 @@ def last_event_id(request: Request) -> int | None:
 
 
 async def event_stream(
-    request: Request,
-    context: Context,
-    writing: Writing,
-    tokens: AsyncGenerator[Token],
-    *,
-    replayed: bool,
+    request: Request, context: Context, writing: Writing, *, replayed: bool
 ) -> Response:
     """Tokens as server-sent events; an error before the first token is an ordinary error response.
 
     Args:
         request: The request, whose `Last-Event-ID` may ask for the rest of a stream.
         context: The service.
-        writing: The generation.
-        tokens: Its tokens.
-        replayed: Whether `tokens` starts from the first one even when the caller asks for the rest.
+        writing: The generation, not begun yet; it is closed with the stream.
+        replayed: Whether it starts from the first token even when the caller asks for the rest.
     """
     after = last_event_id(request) if replayed else None
     if after is not None and not writing.repeatable:
         raise Invalid("resuming takes the seed of the stream's first event", path="$.seed")
-    first = await http.while_connected(request, _first(tokens))
-    events = _events(context, writing, first, tokens, -1 if after is None else after)
-    return StreamingResponse(
-        events,
-        media_type="text/event-stream",
-        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-    )
+    try:
+        first = await http.while_connected(request, writing.some())
+    except BaseException:
+        writing.close()
+        raise
+    return _EventStream(context, writing, first, -1 if after is None else after)
 
 
-async def _first(tokens: AsyncGenerator[Token]) -> list[Token]:
-    async for token in tokens:
-        return [token]
-    return []
+class _EventStream(StreamingResponse):
+    """The response. A caller that leaves ends the generation at once."""
+
+    def __init__(self, context: Context, writing: Writing, first: list[Token], after: int) -> None:
+        super().__init__(
+            _events(context, writing, first, after),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+        self._writing = writing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        watch = asyncio.create_task(self.listen_for_disconnect(receive))
+        watch.add_done_callback(lambda _: self._writing.close())
+        try:
+            await self.stream_response(send)
+        finally:
+            watch.cancel()
+            self._writing.close()
 
 
 async def _events(
-    context: Context,
-    writing: Writing,
-    first: list[Token],
-    rest: AsyncGenerator[Token],
-    after: int,
+    context: Context, writing: Writing, first: list[Token], after: int
 ) -> AsyncGenerator[bytes]:
+    """Events, joined where several are there at once."""
+    tokens = first
+    yield _event("start", {"seed": writing.seed}) + _token_events(tokens, after)
     try:
-        async with aclosing(rest):
-            yield _event("start", {"seed": writing.seed})
-            async for token in _chain(first, rest):
-                if token.index > after:
-                    yield _event("token", token_answer(token), token.index)
-                if context.shutdown.began.is_set() and token.finish is None:
-                    yield _event("draining", _hint(writing, token))
-                    return
+        while tokens := await writing.some():
+            if events := _token_events(tokens, after):
+                yield events
     except ServiceError as error:
         context.metrics.rejected.labels(error.code).inc()
         yield _event("error", http.problem_document(error))
         return
-    yield _event("done", writing.answer(with_tokens=False))
+    if writing.written.finished:
+        yield _event("done", writing.answer(with_tokens=False))
+    elif context.shutdown.began.is_set():
+        yield _event("draining", _hint(writing, writing.written.tokens[-1]))
 
 
-async def _chain(first: list[Token], rest: AsyncGenerator[Token]) -> AsyncGenerator[Token]:
-    for token in first:
-        yield token
-    async for token in rest:
-        yield token
+def _token_events(tokens: list[Token], after: int) -> bytes:
+    return b"".join([_event("token", token_answer(t), t.index) for t in tokens if t.index > after])
 
 
 def _hint(writing: Writing, token: Token) -> dict[str, Any]:
@@ -110,4 +116,4 @@ def _hint(writing: Writing, token: Token) -> dict[str, Any]:
 
 def _event(name: str, data: Any, identifier: int | None = None) -> bytes:
     id_line = b"" if identifier is None else b"id: %d\n" % identifier
-    return id_line + b"event: %b\ndata: %b\n\n" % (name.encode(), msgspec.json.encode(data))
+    return id_line + b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(data))

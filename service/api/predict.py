@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 from starlette.requests import Request
@@ -65,8 +66,9 @@ async def generate(request: Request, model: str) -> Response:
     body: GenerateRequest = await http.read(request, GenerateRequest, context.settings)
     context.admit()
     writing = Writing(context, context.repository.get(model, body.version), body)
-    tokens = writing.from_text(body.inputs)
+    writing.from_text(body.inputs)
     if body.stream:
-        return await event_stream(request, context, writing, tokens, replayed=True)
-    await http.while_connected(request, http.drained(tokens))
+        return await event_stream(request, context, writing, replayed=True)
+    with closing(writing):
+        await http.while_connected(request, writing.all())
     return http.answer(writing.answer(with_tokens=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -105,8 +107,9 @@ async def generate(request: Request, session: str) -> Response:
     served = context.repository.get(found.identity.model, found.identity.version)
     writing = Writing(context, served, body)
     after = last_event_id(request) if body.stream else None
-    tokens = writing.from_session(found, body.inputs, body.seq, after)
+    writing.from_session(found, body.inputs, body.seq, after)
     if body.stream:
-        return await event_stream(request, context, writing, tokens, replayed=False)
-    await http.while_connected(request, http.drained(tokens))
+        return await event_stream(request, context, writing, replayed=False)
+    with closing(writing):
+        await http.while_connected(request, writing.all())
     return http.answer(writing.answer(with_tokens=True))

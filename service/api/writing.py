@@ -1,25 +1,39 @@
-"""A generation under way, for the HTTP routes and the WebSocket alike. No HTTP here."""
+"""A generation under way, for the HTTP routes and the WebSocket alike. No HTTP here.
+
+It goes on by callbacks: outputs come, a token is chosen with those of all texts of the turn (`rounds`), and is fed to
+the model, without a task for it. Whoever reads is woken with all tokens that are there. One that reads slowly makes the
+text wait, never more than a few tokens ahead.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import msgspec
 
 from service.api.context import Context
 from service.api.schema import GenerateAnswer, GenerateOptions, TokenAnswer
 from service.contract import ModelConfig
-from service.engine.sampling import Sampling
-from service.errors import Invalid, NotStreaming, PayloadMismatch, TooLarge, WrongSeq
+from service.engine.arena import Slot
+from service.engine.engine import Engine
+from service.engine.sampling import Sampling, uniforms
+from service.engine.scheduler import Work
+from service.errors import Invalid, NotStreaming, PayloadMismatch, ServiceError, TooLarge, WrongSeq
 from service.repository import Served
 from service.sessions.session import Chunk, Session
-from service.sessions.slots import run_slot
-from service.sessions.table import Wanted
-from service.tasks.next_word import Generation, NextWordTask, Token, Written
+from service.sessions.table import Applied, Sessions, Step, Wanted
+from service.tasks.generation import Generation, Token, Written
+from service.tasks.next_word import NextWordTask
 from service.tasks.protocol import Outputs
+
+# Tokens that a text may be ahead of its reader.
+AHEAD = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +53,89 @@ class Begun:
     written: Written
 
 
+class Fed(Protocol):
+    """What the tokens of a text are fed to."""
+
+    takes_last: bool
+    """Whether the last token is fed too, so that a session holds all of the text."""
+
+    def feed(self, chunk: Chunk) -> None:
+        """Begin a step; one at a time."""
+
+    def leave(self) -> None:
+        """End: a step that is queued is dropped."""
+
+
+class _OfSlot:
+    """A session of its own, which ends with the text."""
+
+    takes_last = False
+
+    def __init__(
+        self,
+        engine: Engine,
+        slot: Slot,
+        wanted: Wanted,
+        on_end: Callable[[Outputs | Exception], None],
+    ) -> None:
+        self._engine = engine
+        self._slot = slot
+        self._outputs = wanted.stored + wanted.passing
+        self._deadline = wanted.deadline
+        self._on_end = on_end
+        self._work: Work | None = None
+
+    def feed(self, chunk: Chunk) -> None:
+        """See `Fed.feed`."""
+        self._work = self._engine.begin(
+            self._slot, chunk.arrays, chunk.keep, self._outputs, self._deadline, self._on_end
+        )
+
+    def leave(self) -> None:
+        """See `Fed.leave`."""
+        if self._work is not None:
+            self._work.cancelled = True
+        self._engine.give_back(self._slot)
+
+
+class _OfSession:
+    """A session that is there before and after."""
+
+    takes_last = True
+
+    def __init__(
+        self,
+        sessions: Sessions,
+        session: Session,
+        wanted: Wanted,
+        on_end: Callable[[Applied | Exception], None],
+    ) -> None:
+        self._sessions = sessions
+        self._session = session
+        self._wanted = wanted
+        self._on_end = on_end
+        self._step: Step | None = None
+        self._held = ExitStack()
+        self._held.enter_context(sessions.hold(session))
+        # Number of the next input, where the caller gave one.
+        self.seq: int | None = None
+
+    def feed(self, chunk: Chunk) -> None:
+        """See `Fed.feed`."""
+        seq, self.seq = self.seq, None
+        self._step = self._sessions.begin(
+            self._session, chunk, self._wanted, seq, self._on_end, held=True
+        )
+
+    def leave(self) -> None:
+        """See `Fed.leave`; a step that runs goes on to its commit."""
+        if self._step is not None:
+            self._step.leave()
+        self._held.close()
+
+
 class Writing:
-    """A generation under way.
+    """A generation under way: first `from_text` or `from_session`, then `some` or `all`, and `close` whatever happens.
 
     Args:
         context: The service.
@@ -60,44 +155,42 @@ class Writing:
         self._context = context
         self._served = served
         self._task = served.task
-        self._deadline = context.deadline(options.timeout_s)
+        self.writer = served.task.writer
         self._wanted = _generation(options)
+        self.sampling = self._wanted.sampling
+        self._steps = Wanted(
+            self._task.outputs,
+            context.deadline(options.timeout_s),
+            self.writer.passing(self.sampling),
+        )
+        self._generated = context.metrics.generated.labels(
+            served.config.name, str(served.config.version)
+        )
         self.seed = self._wanted.seed
         # Whether the same request again gives the same tokens.
         self.repeatable = options.seed is not None or options.temperature == 0
         self.written = Written()
+        self.outputs: Outputs = {}
         self._session: Session | None = None
         self._seq: int | None = None
 
-    def from_text(self, inputs: str | list[Any]) -> AsyncGenerator[Token]:
+        self.numbers: Iterator[float] = iter(())
+        self._begin: Callable[[], Awaitable[None]] | None = None
+        self._fed: Fed | None = None
+        self.open = True
+        self._error: Exception | None = None
+        # Tokens that the reader has not taken yet; None where it waits for the end.
+        self._unread: list[Token] | None = []
+        self._waits = False
+        self._reader: asyncio.Future[None] | None = None
+
+    # What to go on from.
+
+    def from_text(self, inputs: str | list[Any]) -> None:
         """Continue a text, in a session of its own that ends with it."""
-        chunk = self._prompt(inputs)
-        return self._from_text(chunk)
+        self._begin = partial(self._begin_text, self._prompt(inputs))
 
-    def _prompt(self, inputs: str | list[Any]) -> Chunk:
-        self._context.check_text(inputs)
-        chunk = self._task.whole(inputs, "$.inputs")
-        self._context.check_length(chunk.length)
-        return chunk
-
-    async def _from_text(self, chunk: Chunk) -> AsyncGenerator[Token]:
-        engine, sessions = self._served.engine, self._context.sessions
-        slot = await sessions.slots.take(engine)
-
-        async def feed(chunk: Chunk, passing: tuple[str, ...]) -> tuple[Outputs, None]:
-            outputs = self._task.outputs + passing
-            return await run_slot(engine, slot, chunk, outputs, self._deadline), None
-
-        try:
-            async for token in self._task.generate(
-                feed, chunk, self._wanted, self.written, feed_last=False
-            ):
-                self._count()
-                yield token
-        finally:
-            engine.give_back(slot)
-
-    async def from_session(
+    def from_session(
         self, session: Session, inputs: str | list[Any] | None, seq: int | None, after: int | None
     ) -> AsyncGenerator[Token]:
         """Continue from a session's state.
@@ -108,40 +201,60 @@ class Writing:
             seq: Number of the first input.
             after: Index of the last token the caller has of the same request, to be given the rest of it.
         """
-        sessions = self._context.sessions
         self._session = session
         prompt = None if inputs is None else self._prompt(inputs)
-        with sessions.hold(session):
-            begun = self._find_begun(session, prompt, seq, after)
-            first = self._begin(session, prompt) if begun is None else self._go_on(session, begun)
+        self._begin = partial(self._begin_session, session, prompt, seq, after)
+        return self._each()
 
-            async def feed(chunk: Chunk, passing: tuple[str, ...]) -> tuple[Outputs, int]:
-                nonlocal seq
-                number = seq if begun is None else None
-                wanted = Wanted(self._task.outputs, self._deadline, passing)
-                applied = await sessions.apply(session, chunk, wanted, number, held=True)
-                seq = None
-                self._seq = applied.seq
-                return applied.outputs, applied.seq
+    async def _each(self) -> AsyncGenerator[Token]:
+        try:
+            while tokens := await self.some():
+                for token in tokens:
+                    yield token
+        finally:
+            self.close()
 
-            for token in self.written.tokens[0 if after is None else after + 1 :]:
-                yield token
-            if self.written.tokens and self.written.tokens[-1].finish is not None:
-                return
-            async for token in self._task.generate(
-                feed, first, self._wanted, self.written, feed_last=True
-            ):
-                self._count()
-                yield token
+    def _prompt(self, inputs: str | list[Any]) -> Chunk:
+        self._context.check_text(inputs)
+        chunk = self._task.whole(inputs, "$.inputs")
+        self._context.check_length(chunk.length)
+        return chunk
 
-    def _begin(self, session: Session, prompt: Chunk | None) -> Chunk | Outputs:
+    async def _begin_text(self, prompt: Chunk) -> None:
+        engine = self._served.engine
+        slot = await self._context.sessions.slots.take(engine)
+        fed = _OfSlot(engine, slot, self._steps, self._computed)
+        if not self.open:
+            # The reader left meanwhile.
+            fed.leave()
+            return
+        self._start(fed, prompt)
+
+    async def _begin_session(
+        self, session: Session, prompt: Chunk | None, seq: int | None, after: int | None
+    ) -> None:
+        fed = _OfSession(self._context.sessions, session, self._steps, self._applied)
+        self._fed = fed
+        begun = self._find_begun(session, prompt, seq, after)
+        if begun is not None:
+            self._go_on(session, begun, after)
+            return
         if prompt is None and session.reply is None:
             raise Invalid("the session has no inputs yet; send some", path="$.inputs")
         session.generation = Begun(session.seq + 1, _digest(prompt), self._wanted, self.written)
+        fed.seq = seq
+        self._start(fed, prompt)
+
+    def _start(self, fed: Fed, prompt: Chunk | None) -> None:
+        self._fed = fed
+        self.written.running = self.writer.end_of(prompt)
+        self.numbers = uniforms(self.seed)
         if prompt is not None:
-            return prompt
-        assert session.reply is not None
-        return session.reply.outputs
+            self._feed(prompt)
+            return
+        assert self._session is not None
+        assert self._session.reply is not None
+        self._ready(self._session.reply.outputs)
 
     def _find_begun(
         self, session: Session, prompt: Chunk | None, seq: int | None, after: int | None
@@ -167,7 +280,8 @@ class Writing:
             )
         return begun
 
-    def _go_on(self, session: Session, begun: Begun) -> Outputs:
+    def _go_on(self, session: Session, begun: Begun, after: int | None) -> None:
+        """Give the tokens that are there, then go on after them."""
         written = begun.written
         applied = begun.first - 1 + bool(begun.prompt) + len(written.tokens)
         if written.pending is not None and session.seq == applied + 1:
@@ -181,11 +295,149 @@ class Writing:
                 expected=session.seq + 1,
             )
         self.written, self.seed, self._seq = written, begun.wanted.seed, session.seq
-        return session.reply.outputs
+        if self._unread is not None:
+            self._unread += written.tokens[0 if after is None else after + 1 :]
+        if written.finished:
+            self.close()
+            return
+        self.numbers = uniforms(self.seed, len(written.tokens))
+        self._ready(session.reply.outputs)
 
-    def _count(self) -> None:
-        config = self._served.config
-        self._context.metrics.generated.labels(config.name, str(config.version)).inc()
+    # From token to token.
+
+    def _computed(self, outcome: Outputs | Exception) -> None:
+        if isinstance(outcome, Exception):
+            self.fail(outcome)
+        else:
+            self._arrived(outcome, None)
+
+    def _applied(self, outcome: Applied | Exception) -> None:
+        if isinstance(outcome, Exception):
+            self.fail(outcome)
+        else:
+            self._seq = outcome.seq
+            self._arrived(outcome.outputs, outcome.seq)
+
+    def _arrived(self, outputs: Outputs, seq: int | None) -> None:
+        """A step ended."""
+        if not self.open:
+            return
+        if self.written.pending is None:
+            # That was the prompt.
+            self._ready(outputs)
+            return
+        token = self.written.settle(seq)
+        if token.finish is not None:
+            self._end()
+        elif self._unread is not None and self._context.shutdown.began.is_set():
+            # Nothing is fed beyond what the reader is told of.
+            self._end()
+        else:
+            self._ready(outputs)
+        self._give(token)
+
+    def _ready(self, outputs: Outputs) -> None:
+        """The next token is due."""
+        try:
+            self.writer.check(outputs, self.sampling)
+        except ServiceError as error:
+            self.fail(error)
+            return
+        self.outputs = outputs
+        if self._unread is not None and len(self._unread) >= AHEAD:
+            self._waits = True
+        else:
+            self._context.rounds.add(self)
+
+    def chosen(self, token: int, logprob: float) -> None:
+        """See `Row.chosen`."""
+        self._generated.inc()
+        assert self._fed is not None
+        added = self.writer.add(self.written, self._wanted, token, logprob)
+        if added.finish is None or self._fed.takes_last:
+            self._feed(self.writer.chunk(added))
+        else:
+            self._end()
+            self._give(self.written.settle(None))
+
+    def _feed(self, chunk: Chunk) -> None:
+        assert self._fed is not None
+        try:
+            self._fed.feed(chunk)
+        except ServiceError as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """See `Row.fail`."""
+        if self.open:
+            self._error = error
+            self.close()
+
+    def close(self) -> None:
+        """End it, whether or not there is more to come."""
+        self._end()
+        self._wake()
+
+    def _end(self) -> None:
+        if self.open:
+            self.open = False
+            if self._fed is not None:
+                self._fed.leave()
+
+    # The reader.
+
+    def _give(self, token: Token) -> None:
+        if self._unread is not None:
+            self._unread.append(token)
+            self._wake()
+        elif not self.open:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def some(self) -> list[Token]:
+        """The tokens since the last call; begins the generation at the first.
+
+        Returns:
+            At least one, or none when no more will come.
+
+        Raises:
+            ServiceError: The generation ended with it.
+        """
+        await self._begin_once()
+        assert self._unread is not None
+        while not self._unread and self.open:
+            await self._news()
+        tokens, self._unread = self._unread, []
+        if self._waits and self.open:
+            self._waits = False
+            self._context.rounds.add(self)
+        if not tokens and self._error is not None:
+            raise self._error
+        return tokens
+
+    async def all(self) -> None:
+        """Begin the generation and wait for its end; see `some` for what it raises. Tokens are in `written`."""
+        self._unread = None
+        await self._begin_once()
+        while self.open:
+            await self._news()
+        if self._error is not None:
+            raise self._error
+
+    async def _begin_once(self) -> None:
+        begin, self._begin = self._begin, None
+        if begin is not None and self.open:
+            await begin()
+
+    async def _news(self) -> None:
+        self._reader = asyncio.get_running_loop().create_future()
+        try:
+            await self._reader
+        finally:
+            self._reader = None
 
     def answer(self, *, with_tokens: bool) -> GenerateAnswer:
         """All that was written, once the last token is."""

@@ -1,7 +1,8 @@
-"""Choosing the next token from scores. Pure: the randomness is an argument."""
+"""Choosing the next tokens of many texts from their scores, at once. Pure: the randomness is an argument."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+
+# Numbers that Philox makes of one count.
+_NUMBERS = 4
+# Candidates whose weights are added up before they are looked at one by one.
+_BLOCK = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +33,32 @@ class Sampling:
     top_p: float = 1.0
 
 
-def uniforms(seed: int, count: int) -> npt.NDArray[np.float64]:
-    """The random numbers of a generation, one for each token: the same seed gives the same, (count,) in [0, 1)."""
-    return np.random.Generator(np.random.Philox(seed)).random(count)
+def uniforms(seed: int, first: int = 0) -> Iterator[float]:
+    """The random numbers of a text, one for each token, in [0, 1).
+
+    The number of a token is a function of seed and index alone (Philox, a generator that counts; Salmon et al. 2011),
+    so that a text that is resumed goes on as it would have.
+
+    Args:
+        seed: The same gives the same numbers.
+        first: Index of the token to begin with.
+    """
+    counter = np.random.Philox(seed)
+    counter.advance(first // _NUMBERS)
+    numbers = np.random.Generator(counter)
+    numbers.random(first % _NUMBERS)
+    while True:
+        yield numbers.random()
 
 
-def choose(scores: Array, how: Sampling, uniform: Array, banned: Array | None = None) -> Array:
+def choose(
+    scores: Array, how: Sequence[Sampling], uniform: Array, banned: Array | None = None
+) -> Array:
     """Choose one candidate of each row.
 
     Args:
         scores: Logits (R, K), each row in falling order.
-        how: Sampling settings, the same for every row.
+        how: Settings of each row, R.
         uniform: One number in [0, 1) for each row, (R,).
         banned: Candidates never to be chosen, boolean (R, K); at least one of each row is allowed.
 
@@ -47,24 +68,99 @@ def choose(scores: Array, how: Sampling, uniform: Array, banned: Array | None = 
     allowed = scores.astype(np.float64)
     if banned is not None:
         allowed[banned] = -np.inf
-    if how.temperature == 0.0:
-        return np.asarray(allowed.argmax(axis=1))
-    if how.top_k:
+    best = allowed.argmax(axis=1)
+    temperature, top_k, top_p = _columns(how)
+    greedy = temperature == 0.0
+    if greedy.all():
+        return np.asarray(best)
+    if (top_k > 0).any():
         # The k best that are allowed: a banned candidate does not use up a place.
+        places = np.where(top_k > 0, top_k, scores.shape[1])
         rank = np.cumsum(np.isfinite(allowed), axis=1)
-        allowed[rank > how.top_k] = -np.inf
-    allowed -= allowed.max(axis=1, keepdims=True)
+        allowed[rank > places[:, None]] = -np.inf
+    weights = _weights(allowed, temperature)
+    cumulative = np.cumsum(weights, axis=1)
+    if (top_p < 1.0).any():
+        # A candidate stays while those before it have not reached top_p yet.
+        enough = np.where(top_p < 1.0, top_p, np.inf) * cumulative[:, -1]
+        weights[cumulative - weights >= enough[:, None]] = 0.0
+        cumulative = np.cumsum(weights, axis=1)
+    drawn = _at(cumulative, weights, uniform * cumulative[:, -1])
+    return np.where(greedy, best, drawn)
+
+
+def choose_of_all(
+    logits: Array, how: Sequence[Sampling], uniform: Array, banned: int | None = None
+) -> Array:
+    """Choose one token of each row among the whole vocabulary.
+
+    Args:
+        logits: (R, V), in order of the ids.
+        how: Settings of each row, R.
+        uniform: One number in [0, 1) for each row, (R,).
+        banned: A token never to be chosen.
+
+    Returns:
+        Chosen token of each row, (R,).
+    """
+    logits = logits.astype(np.float32)
+    if banned is not None:
+        logits[:, banned] = -np.inf
+    temperature, top_k, top_p = _columns(how)
+    # Only top_k, top_p and greed ask for an order, which takes longer than all the rest.
+    ordered = np.flatnonzero((top_k > 0) | (top_p < 1.0) | (temperature == 0.0))
+    plain = np.flatnonzero((top_k == 0) & (top_p == 1.0) & (temperature > 0.0))
+    chosen = np.empty(len(how), np.intp)
+    if len(plain):
+        chosen[plain] = _draw(logits[plain], temperature[plain], uniform[plain])
+    if len(ordered):
+        scores = logits[ordered]
+        ids = np.argsort(-scores, axis=1)
+        scores = np.take_along_axis(scores, ids, axis=1)
+        at = choose(scores, [how[row] for row in ordered.tolist()], uniform[ordered])
+        chosen[ordered] = ids[np.arange(len(at)), at]
+    return chosen
+
+
+def _columns(how: Sequence[Sampling]) -> tuple[Array, Array, Array]:
+    """Temperature, top_k and top_p of all rows, (R,) each."""
+    return (
+        np.array([each.temperature for each in how]),
+        np.array([each.top_k for each in how]),
+        np.array([each.top_p for each in how]),
+    )
+
+
+def _weights(scores: Array, temperature: Array) -> Array:
+    """Probabilities up to a factor, float64 (R, K); the best of a row has 1. Temperature 0 is taken for 1."""
+    scaled = scores - scores.max(axis=1, keepdims=True)
     with np.errstate(over="ignore"):
         # A tiny temperature sends all but the best to -infinity, as it should.
-        weights = np.exp(allowed / how.temperature)
-    cumulative = np.cumsum(weights / weights.sum(axis=1, keepdims=True), axis=1)
-    if how.top_p < 1.0:
-        # A candidate stays while those before it have not reached top_p yet.
-        before = cumulative - weights / weights.sum(axis=1, keepdims=True)
-        weights[before >= how.top_p] = 0.0
-        cumulative = np.cumsum(weights, axis=1)
+        scaled = scaled / np.where(temperature > 0.0, temperature, 1.0)[:, None]
+    return np.asarray(np.exp(scaled))
+
+
+def _draw(logits: Array, temperature: Array, uniform: Array) -> Array:
+    """Draw from the softmax of each row: first a block of tokens, then one of it."""
+    count, size = logits.shape
+    with np.errstate(over="ignore"):
+        scaled = (logits - logits.max(axis=1, keepdims=True)) / temperature[:, None]
+        # Float32 from here: what it cannot tell from 0 has no chance worth the time.
+        blocks = np.zeros((count, -(-size // _BLOCK), _BLOCK), np.float32)
+        np.exp(scaled.astype(np.float32), out=blocks.reshape(count, -1)[:, :size])
+    weights = blocks.sum(axis=2, dtype=np.float64)
+    cumulative = np.cumsum(weights, axis=1)
     target = uniform * cumulative[:, -1]
-    chosen = (cumulative <= target[:, None]).sum(axis=1)
+    rows = np.arange(count)
+    block = _at(cumulative, weights, target)
+    inside = blocks[rows, block].astype(np.float64)
+    rest = np.maximum(0.0, target - (cumulative - weights)[rows, block])
+    return block * _BLOCK + _at(np.cumsum(inside, axis=1), inside, rest)
+
+
+def _at(cumulative: Array, weights: Array, target: Array) -> Array:
+    """Where the cumulated weights of each row pass its target."""
+    at = (cumulative <= target[:, None]).sum(axis=1)
     # Rounding may carry the target past the last candidate with any weight.
-    last = scores.shape[1] - 1 - np.argmax(weights[:, ::-1] > 0, axis=1)
-    return np.asarray(np.minimum(chosen, last))
+    last = weights.shape[1] - 1 - np.argmax(weights[:, ::-1] > 0, axis=1)
+    return np.asarray(np.minimum(at, last))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.sampling import Sampling, choose, uniforms
+from service.engine.sampling import Sampling, choose, choose_of_all, uniforms
 
 scores = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=12).map(
     lambda values: np.array(sorted(values, reverse=True), np.float32)
@@ -24,7 +26,7 @@ def pick(
     scores: np.ndarray, how: Sampling, uniform: float, banned: np.ndarray | None = None
 ) -> int:
     ban = None if banned is None else banned[None]
-    return int(choose(scores[None], how, np.array([uniform]), ban)[0])
+    return int(choose(scores[None], [how], np.array([uniform]), ban)[0])
 
 
 @given(scores, below_one)
@@ -89,22 +91,137 @@ def test_a_choice_falls_where_the_cumulated_probability_says(
     assert edges[chosen] - 1e-9 <= uniform <= edges[chosen + 1] + 1e-9
 
 
-@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
-@pytest.mark.parametrize("seed", range(5))
-def test_frequencies_are_those_of_the_softmax(seed: int, temperature: float) -> None:
-    scores = np.array([2.0, 1.5, 1.0, 0.0, -1.0], np.float32)
-    draws = 4000
-    numbers = uniforms(seed, draws)
-    rows = np.repeat(scores[None], draws, axis=0)
-    chosen = choose(rows, Sampling(temperature=temperature, top_k=0), numbers)
-    expected = softmax(scores, temperature)
-    spread = np.sqrt(expected * (1 - expected) / draws)
-    frequencies = np.bincount(chosen, minlength=5) / draws
-    assert (np.abs(frequencies - expected) <= 4 * spread + 2 / draws).all()
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[Sampling], np.ndarray]:
+    """Scores (R, K) in falling order, bans (R, K), settings and numbers of R texts."""
+    count, size = draw(st.integers(1, 9)), draw(st.integers(1, 12))
+    chance = np.random.default_rng(draw(st.integers(0, 2**32)))
+    # Coarse, so that some are equal.
+    scores = -np.sort(-chance.integers(-8, 8, (count, size)).astype(np.float32) / 2, axis=1)
+    banned = chance.random((count, size)) < 0.2
+    banned[np.arange(count), chance.integers(0, size, count)] = False
+    how = [draw(settings_) for _ in range(count)]
+    uniform = np.array([draw(below_one) for _ in range(count)])
+    return scores, banned, how, uniform
 
 
-@given(st.integers(0, 2**63 - 1), st.integers(1, 50))
-def test_random_numbers_are_below_one_and_of_their_seed(seed: int, count: int) -> None:
-    numbers = uniforms(seed, count)
-    assert ((numbers >= 0) & (numbers < 1)).all()
-    assert np.array_equal(numbers, uniforms(seed, count))
+settings_ = st.builds(
+    Sampling,
+    temperature=st.just(0.0) | temperatures,
+    top_k=st.integers(0, 13),
+    top_p=st.just(1.0) | st.floats(0.001, 1),
+)
+
+
+@given(batches())
+def test_texts_chosen_together_are_as_chosen_one_by_one(
+    batch: tuple[np.ndarray, np.ndarray, list[Sampling], np.ndarray],
+) -> None:
+    scores, banned, how, uniform = batch
+    together = choose(scores, how, uniform, banned)
+    alone = [
+        pick(*row[:3], row[3]) for row in zip(scores, how, uniform.tolist(), banned, strict=True)
+    ]
+    assert together.tolist() == alone
+
+
+@given(batches(), st.permutations(range(12)))
+def test_the_order_of_the_vocabulary_does_not_change_whom_an_ordered_choice_takes(
+    batch: tuple[np.ndarray, np.ndarray, list[Sampling], np.ndarray], places: list[int]
+) -> None:
+    _, _, how, uniform = batch
+    # No two alike, so that the order is one.
+    scores = -np.arange(12, dtype=np.float32)[None].repeat(len(how), axis=0) / 3
+    shuffled = scores[:, places]
+    ordered = [
+        row for row, each in enumerate(how) if each.top_k or each.top_p < 1 or not each.temperature
+    ]
+    best = choose(scores, how, uniform)
+    chosen = choose_of_all(shuffled, how, uniform)
+    assert [places[at] for at in chosen[ordered]] == best[ordered].tolist()
+
+
+@given(batches())
+def test_a_text_chosen_from_all_does_not_depend_on_the_others(
+    batch: tuple[np.ndarray, np.ndarray, list[Sampling], np.ndarray],
+) -> None:
+    scores, _, how, uniform = batch
+    together = choose_of_all(scores, how, uniform)
+    alone = [
+        choose_of_all(scores[i : i + 1], how[i : i + 1], uniform[i : i + 1])[0]
+        for i in range(len(how))
+    ]
+    assert together.tolist() == alone
+
+
+@given(scores, below_one, temperatures)
+def test_a_choice_from_all_falls_where_the_cumulated_probability_says(
+    scores: np.ndarray, uniform: float, temperature: float
+) -> None:
+    edges = np.concatenate([[0], np.cumsum(softmax(scores, temperature))])
+    how = [Sampling(temperature, top_k=0)]
+    (chosen,) = choose_of_all(scores[None], how, np.array([uniform]))
+    assert edges[chosen] - 1e-6 <= uniform <= edges[chosen + 1] + 1e-6
+
+
+def exact(scores: np.ndarray, how: Sampling, banned: int) -> np.ndarray:
+    """Probability of each candidate, written out from the definitions."""
+    order = [i for i in np.argsort(-scores, kind="stable") if i != banned]
+    if how.temperature == 0:
+        order = order[:1]
+    order = order[: how.top_k or len(order)]
+    kept = softmax(scores[order], how.temperature or 1.0)
+    if how.top_p < 1:
+        fewest = int(np.searchsorted(np.cumsum(kept), how.top_p)) + 1
+        order, kept = order[:fewest], kept[:fewest]
+    found = np.zeros(len(scores))
+    found[order] = kept / kept.sum()
+    return found
+
+
+MIXED = (
+    Sampling(temperature=0),
+    Sampling(top_k=0),
+    Sampling(temperature=0.5, top_k=3),
+    Sampling(temperature=2.0, top_k=0, top_p=0.8),
+    Sampling(temperature=1.3, top_k=5, top_p=0.9),
+    Sampling(temperature=3.0, top_k=0),
+)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("of_all", [False, True], ids=["candidates", "vocabulary"])
+def test_frequencies_of_texts_in_one_batch_are_each_those_of_its_settings(
+    seed: int, of_all: bool
+) -> None:
+    """Chi-square of 4000 draws a text against exact probabilities."""
+    draws, banned = 4000, 1
+    scores = np.array([2.5, 2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.5], np.float32)
+    how = MIXED * draws
+    rows = np.repeat(scores[None], len(how), axis=0)
+    numbers = [uniforms(seed * 100 + text) for text in range(len(MIXED))]
+    uniform = np.array([next(each) for _ in range(draws) for each in numbers])
+    if of_all:
+        chosen = choose_of_all(rows, how, uniform, banned)
+    else:
+        chosen = choose(rows, how, uniform, np.arange(8)[None] == np.full((len(how), 1), banned))
+    for text, each in enumerate(MIXED):
+        counts = np.bincount(chosen[text :: len(MIXED)], minlength=8)
+        expected = exact(scores, each, banned) * draws
+        possible = expected > 0
+        assert not counts[~possible].any()
+        deviation = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
+        assert deviation <= CHI_SQUARE[int(possible.sum()) - 1], each
+
+
+# Exceeded by chance once in 100,000 times, by degrees of freedom.
+CHI_SQUARE = (0.0, 19.5, 23.0, 25.9, 28.5, 30.9, 33.1)
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(1, 50), st.integers(0, 50))
+def test_random_numbers_are_below_one_and_of_their_seed_and_index(
+    seed: int, count: int, first: int
+) -> None:
+    numbers = list(islice(uniforms(seed), first + count))
+    assert all(0 <= number < 1 for number in numbers)
+    assert list(islice(uniforms(seed, first), count)) == numbers[first:]

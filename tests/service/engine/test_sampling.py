@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 
-from service.engine.sampling import Sampling, choose, uniforms
+from service.engine.sampling import Sampling, choose, choose_of_all, uniforms
 
 SCORES = np.array([[3.0, 2.0, 1.0, 0.0]], np.float32)
 SOFTMAX = np.exp(SCORES[0]) / np.exp(SCORES[0]).sum()
@@ -11,13 +13,25 @@ SOFTMAX = np.exp(SCORES[0]) / np.exp(SCORES[0]).sum()
 
 def chosen(how: Sampling, uniform: float, banned: list[bool] | None = None) -> int:
     ban = None if banned is None else np.array([banned])
-    return int(choose(SCORES, how, np.array([uniform]), ban)[0])
+    return int(choose(SCORES, [how], np.array([uniform]), ban)[0])
+
+
+def numbers(seed: int, count: int, first: int = 0) -> list[float]:
+    return list(islice(uniforms(seed, first), count))
 
 
 def test_the_same_seed_gives_the_same_numbers() -> None:
-    assert np.array_equal(uniforms(7, 5), uniforms(7, 5))
-    assert not np.array_equal(uniforms(7, 5), uniforms(8, 5))
-    assert np.array_equal(uniforms(7, 3), uniforms(7, 5)[:3])
+    assert numbers(7, 5) == numbers(7, 5) != numbers(8, 5)
+
+
+@pytest.mark.parametrize("first", [0, 1, 3, 4, 5, 8, 19])
+def test_the_number_of_a_token_is_one_of_seed_and_index_alone(first: int) -> None:
+    assert numbers(7, 5, first) == numbers(7, 30)[first : first + 5]
+
+
+def test_numbers_are_those_of_numpys_philox() -> None:
+    # Whoever has a seed and numpy can draw them again.
+    assert numbers(7, 9) == np.random.Generator(np.random.Philox(7)).random(9).tolist()
 
 
 def test_temperature_zero_takes_the_best_whatever_the_number() -> None:
@@ -67,10 +81,58 @@ def test_a_huge_temperature_makes_all_equal() -> None:
 
 def test_rows_are_chosen_each_by_its_own_number() -> None:
     scores = np.repeat(SCORES, 3, axis=0)
-    assert choose(scores, Sampling(top_k=0), np.array([0.0, 0.7, 0.999])).tolist() == [0, 1, 3]
+    how = [Sampling(top_k=0)] * 3
+    assert choose(scores, how, np.array([0.0, 0.7, 0.999])).tolist() == [0, 1, 3]
+
+
+def test_rows_are_chosen_each_by_its_own_settings() -> None:
+    scores = np.repeat(SCORES, 5, axis=0)
+    how = [
+        Sampling(temperature=0),
+        Sampling(top_k=2),
+        Sampling(top_k=0, top_p=0.9),
+        Sampling(top_k=0),
+        Sampling(temperature=1e-3),
+    ]
+    assert choose(scores, how, np.full(5, 0.999)).tolist() == [0, 1, 2, 3, 0]
+
+
+def test_the_whole_vocabulary_is_chosen_from_by_the_same_rules() -> None:
+    logits = np.array([[0.0, 3.0, 1.0, 2.0]], np.float32)
+    for how, due in (
+        (Sampling(temperature=0), 1),
+        (Sampling(top_k=2), 3),
+        (Sampling(top_k=0, top_p=0.9), 2),
+        (Sampling(top_k=0), 3),
+    ):
+        assert choose_of_all(logits, [how], np.array([0.999])).tolist() == [due]
+    assert choose_of_all(logits, [Sampling(temperature=0)], np.array([0.5]), banned=1) == [3]
+
+
+@pytest.mark.parametrize("size", [1, 127, 128, 129, 1000])
+def test_every_token_of_a_vocabulary_has_its_part_of_the_numbers(size: int) -> None:
+    logits = np.zeros((size, size), np.float32)
+    middles = (np.arange(size) + 0.5) / size
+    how = [Sampling(top_k=0)] * size
+    assert choose_of_all(logits, how, middles).tolist() == list(range(size))
+
+
+def test_a_banned_token_of_the_vocabulary_is_never_chosen() -> None:
+    numbers = np.linspace(0, np.nextafter(1.0, 0.0), 500)
+    for size, banned in ((3, 0), (3, 2), (300, 0), (300, 128), (300, 299)):
+        logits = np.zeros((500, size), np.float32)
+        for how in (Sampling(top_k=0), Sampling(top_k=2), Sampling(top_k=0, top_p=0.5)):
+            assert banned not in choose_of_all(logits, [how] * 500, numbers, banned)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-300, 5e-324])
+def test_a_tiny_temperature_takes_the_best_of_all(temperature: float) -> None:
+    logits = np.arange(300, dtype=np.float32)[None]
+    how = [Sampling(temperature=temperature, top_k=0)]
+    assert choose_of_all(logits, how, np.array([0.999])) == [299]
 
 
 def test_the_scores_given_are_left_as_they_are() -> None:
     scores = SCORES.astype(np.float64)
-    choose(scores, Sampling(top_k=1), np.array([0.5]), np.array([[True, False, False, False]]))
+    choose(scores, [Sampling(top_k=1)], np.array([0.5]), np.array([[True, False, False, False]]))
     assert np.array_equal(scores, SCORES)

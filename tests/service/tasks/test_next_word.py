@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from service.contract import CONFIG_FILE, ContractError, ModelConfig, NextWord, decode_config
-from service.engine.sampling import Sampling
+from service.engine.sampling import Sampling, uniforms
 from service.errors import Invalid
 from service.sessions.session import Chunk
-from service.tasks.next_word import Generation, NextWordTask, Token, Written
+from service.tasks.generation import Generation, Token, Written
+from service.tasks.next_word import NextWordTask
 from service.tasks.protocol import Outputs, Parameters
 from tests.models import CHARACTERS, TOP_K, WORDS, character_model, reference_logits, tokenizer
 
@@ -83,16 +84,31 @@ class Script:
 async def write(
     task: NextWordTask,
     step: Any,
-    prompt: str = "the cat",
+    prompt: str | list[int] | Outputs = "the cat",
     *,
     feed_last: bool = False,
     written: Written | None = None,
-    **wanted: Any,
+    limit: int = 1000,
+    **options: Any,
 ) -> list[Token]:
-    generation = Generation(**({"sampling": GREEDY, "max_tokens": 8, "seed": 1} | wanted))
-    first = task.whole(prompt, "$")
-    tokens = task.generate(step, first, generation, written or Written(), feed_last=feed_last)
-    return [token async for token in tokens]
+    """Write a text as the service does, alone: up to `limit` more tokens after a prompt or after outputs."""
+    wanted = Generation(**({"sampling": GREEDY, "max_tokens": 8, "seed": 1} | options))
+    written = written or Written()
+    writer, passing = task.writer, task.writer.passing(wanted.sampling)
+    first = None if isinstance(prompt, dict) else task.whole(prompt, "$")
+    if written.running is None:
+        written.running = writer.end_of(first)
+    outputs: Any = prompt if first is None else (await step(first, passing))[0]
+    numbers = uniforms(wanted.seed, len(written.tokens))
+    tokens: list[Token] = []
+    while len(tokens) < limit and not written.finished:
+        writer.check(outputs, wanted.sampling)
+        (chosen,) = writer.choose([outputs], [wanted.sampling], np.array([next(numbers)]))
+        token, seq = writer.add(written, wanted, *chosen), None
+        if token.finish is None or feed_last:
+            outputs, seq = await step(writer.chunk(token), passing)
+        tokens.append(written.settle(seq))
+    return tokens
 
 
 def text(tokens: Sequence[Token]) -> str:
@@ -249,10 +265,7 @@ async def test_words_are_joined_as_people_write_them(task: NextWordTask) -> None
 
 
 async def test_after_the_end_of_a_line_there_is_no_blank(task: NextWordTask) -> None:
-    first = task.whole([END], "$")
-    generation = Generation(GREEDY, max_tokens=1, seed=1)
-    tokens = task.generate(Script("the"), first, generation, Written(), feed_last=False)
-    assert [token.text async for token in tokens] == ["the"]
+    assert text(await write(task, Script("the"), [END], max_tokens=1)) == "the"
 
 
 @pytest.mark.parametrize(
@@ -289,20 +302,13 @@ async def test_held_back_text_is_sent_at_the_last_token(task: NextWordTask) -> N
 
 async def test_a_text_goes_on_where_it_was_cut(task: NextWordTask) -> None:
     """A stream that broke after three tokens is resumed from the outputs of the last one."""
-    wanted = Generation(Sampling(top_k=4), max_tokens=8, seed=3, ignore_eos=True)
-    first = task.whole("the cat", "$")
-    model = Model()
-    whole = [
-        token async for token in task.generate(model, first, wanted, Written(), feed_last=True)
-    ]
+    options = {"sampling": Sampling(top_k=4), "seed": 3, "ignore_eos": True, "feed_last": True}
+    whole = await write(task, Model(), **options)
     model, written = Model(), Written()
-    broken = task.generate(model, first, wanted, written, feed_last=True)
-    for _ in range(3):
-        await anext(broken)
-    await broken.aclose()
+    await write(task, model, written=written, limit=3, **options)
     last = {name: value[-1:] for name, value in outputs_of(reference_logits(model.fed)).items()}
-    rest = [token async for token in task.generate(model, last, wanted, written, feed_last=True)]
-    assert [token.id for token in whole] == [token.id for token in written.tokens]
+    rest = await write(task, model, last, written=written, **options)
+    assert whole == written.tokens
     assert rest == written.tokens[3:]
     assert written.text == text(whole)
 
@@ -336,9 +342,8 @@ async def test_going_on_from_outputs_without_logits_needs_a_small_top_k(
 ) -> None:
     last = outputs_of(reference_logits([THE]))
     del last["logits"]
-    wanted = Generation(Sampling(top_k=0), max_tokens=2, seed=1)
     with pytest.raises(Invalid, match="needs top_k 1 to 5") as error:
-        await anext(task.generate(Model(), last, wanted, Written(), feed_last=True))
+        await write(task, Model(), last, sampling=Sampling(top_k=0))
     assert error.value.extra == {"path": "$.top_k"}
 
 
@@ -415,10 +420,8 @@ async def test_every_character_may_be_chosen(characters: NextWordTask) -> None:
 
 async def test_a_text_of_characters_goes_on_from_outputs(characters: NextWordTask) -> None:
     last = outputs_of(reference_logits([THE]))
-    wanted = Generation(GREEDY, max_tokens=1, seed=1)
     script = Script("t", vocabulary=CHARACTERS)
-    tokens = characters.generate(script, last, wanted, Written(), feed_last=True)
-    (token,) = [token async for token in tokens]
+    (token,) = await write(characters, script, last, max_tokens=1)
     assert token.text == CHARACTERS[int(np.argmax(reference_logits([THE])[0]))]
 
 
