@@ -28,6 +28,8 @@ from service.contract import (
     digest,
 )
 from service.engine.graph import Device, Graph, check_golden, choose_device
+from service.engine.shapes import Shapes
+from service.engine.stable import stable_shapes
 from service.settings import Settings
 
 # One spelling for each number: 7 and 007 would be the same version.
@@ -48,6 +50,7 @@ class Checked:
         files: Content of the files its task needs, by name.
         variant: Its arithmetic.
         load_s: Time it took.
+        shapes: What its batches are padded to, if they are.
     """
 
     config: ModelConfig
@@ -55,6 +58,7 @@ class Checked:
     files: Mapping[str, bytes]
     variant: Arithmetic
     load_s: float
+    shapes: Shapes | None
 
 
 class Loading:
@@ -65,15 +69,23 @@ class Loading:
         device: Where models run.
         threads: Threads of one run.
         variant: Arithmetic wanted; a model that has no such graph for the device runs model.onnx.
+        deterministic: Whether to find the shapes in which a row's bits do not depend on the others.
     """
 
     def __init__(
-        self, directory: Path, device: Device, threads: int, variant: Arithmetic = "exact"
+        self,
+        directory: Path,
+        device: Device,
+        threads: int,
+        variant: Arithmetic = "exact",
+        *,
+        deterministic: bool = False,
     ) -> None:
         self._directory = directory
         self._device = device
         self._threads = threads
         self._variant = variant
+        self._deterministic = deterministic
         self.begun: dict[Key, Future[Checked]] = {}
         """What was found, and what becomes of it."""
 
@@ -93,7 +105,14 @@ class Loading:
         for directory in sorted(found, key=_size, reverse=True):
             name, version = directory.parent.name, int(directory.name)
             self.begun[name, version] = pool.submit(
-                load_graph, directory, name, version, self._device, self._threads, self._variant
+                load_graph,
+                directory,
+                name,
+                version,
+                self._device,
+                self._threads,
+                self._variant,
+                deterministic=self._deterministic,
             )
         # Its threads end when there is nothing left to load.
         pool.shutdown(wait=False)
@@ -107,7 +126,13 @@ class Loading:
 def models_of(settings: Settings) -> Loading:
     """The models that a process is to serve, not on their way yet."""
     device = choose_device(settings.device)
-    return Loading(settings.models, device, settings.threads, settings.variant)
+    return Loading(
+        settings.models,
+        device,
+        settings.threads,
+        settings.variant,
+        deterministic=settings.deterministic,
+    )
 
 
 def _size(directory: Path) -> int:
@@ -125,6 +150,8 @@ def load_graph(
     device: Device,
     threads: int,
     wanted: Arithmetic = "exact",
+    *,
+    deterministic: bool = False,
 ) -> Checked:
     """Read, verify, load, check against golden answers, and warm one model.
 
@@ -140,13 +167,15 @@ def load_graph(
     variant = next((v for v in config.variants if (v.name, v.device) == (wanted, device)), None)
     files = _read_verified(directory, config, variant)
     graph = _graph(files, config, variant, device, threads)
-    check_golden(graph, decode_golden(files.pop(GOLDEN_FILE)))
+    golden = decode_golden(files.pop(GOLDEN_FILE))
+    check_golden(graph, golden)
     outputs = [t.name for t in config.outputs] + [s.output_name for s in config.state]
     for batch in _WARM_BATCHES:
         if batch <= config.batching.max_batch_size:
             graph.run(graph.scratch_feeds(batch, 1), outputs)
     arithmetic = variant.name if variant else "exact"
-    return Checked(config, graph, files, arithmetic, time.monotonic() - started)
+    shapes = stable_shapes(graph, golden) if deterministic else None
+    return Checked(config, graph, files, arithmetic, time.monotonic() - started, shapes)
 
 
 def _graph(

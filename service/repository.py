@@ -127,7 +127,9 @@ class Repository:
             checked = await asyncio.wrap_future(begun)
             task = await asyncio.to_thread(make_task, checked.config, checked.files)
             metrics = EngineMetrics(self._metrics, entry.name, entry.version)
-            engine = Engine(checked.graph, self._limits, metrics, self._clock)
+            engine = Engine(
+                checked.graph, self._limits, metrics, self._clock, checked.shapes
+            )
         except ContractError as error:
             self._refuse(entry, str(error))
             return

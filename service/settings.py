@@ -15,6 +15,7 @@ PREFIX = "SEQSERVE_"
 # Read by the training package; not a mistake when the service sees it.
 _FOREIGN = frozenset({"SEQSERVE_DATA"})
 _LAST_PORT = 65535
+_BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 
 
 class SettingsError(ValueError):
@@ -31,6 +32,7 @@ class Settings:
         port: Port to listen on.
         device: Where models run; `auto` takes CUDA where runtime and driver offer it.
         variant: Arithmetic of the models; a model that has no such graph for its device runs model.onnx, `exact`.
+        deterministic: Whether the same chunks of a session give the same bits whoever shares its batches.
         threads: Threads of one model run.
         max_body_bytes: Largest HTTP body and WebSocket frame.
         body_timeout_s: Time in which a request body has to arrive.
@@ -58,6 +60,7 @@ class Settings:
     port: int = 8000
     device: Literal["auto", "cpu", "cuda"] = "auto"
     variant: Arithmetic = "exact"
+    deterministic: bool = False
     threads: int = 1
     max_body_bytes: int = 4 * 2**20
     body_timeout_s: float = 20.0
@@ -116,6 +119,10 @@ def _parse(variable: str, text: str, kind: Any) -> Any:
         if text not in choices:
             raise SettingsError(f"{variable}={text!r} is not one of {', '.join(choices)}")
         return text
+    if kind is bool:
+        if text not in _BOOLEANS:
+            raise SettingsError(f"{variable}={text!r} is not one of {', '.join(_BOOLEANS)}")
+        return _BOOLEANS[text]
     try:
         value = kind(text)
     except ValueError:

@@ -79,7 +79,7 @@ class Engine:
         self._metrics = metrics
         self._clock = clock
         self._shapes = shapes
-        self._scheduler = Scheduler(graph.config.batching)
+        self._scheduler = Scheduler(graph.config.batching, shapes)
         self._patience = Patience(graph.config.batching.max_batch_size)
         # Work on its way to the thread; both sides touch one end each.
         self._inbox: deque[Work] = deque()
@@ -123,6 +123,11 @@ class Engine:
         self._alarm.put(None)
         if self._thread.is_alive():
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same chunks give the same bits, whoever shares their batches."""
+        return self._shapes is not None and self._shapes.stable
 
     @property
     def pending(self) -> int:
@@ -303,7 +308,7 @@ class Engine:
             else:
                 wait_s = 0.0 if waited else patience.wait_s(waiting, self._clock())
                 if not wait_s:
-                    patience.begin()
+                    patience.begin(self._clock())
                     return True
                 waited = not self._sleep(wait_s, patience.expected)
 

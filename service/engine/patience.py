@@ -2,9 +2,9 @@
 
 A model whose weights are read anew in every run takes little longer for many rows than for one. Sessions that send
 the next step when the last is answered would all the same settle into two groups that take turns, each waiting while
-the other runs. So what returns is learned: the share of the sessions answered last that come back, and how soon. A
-batch waits for them only while that makes more rows a second than running at once: with `w` rows here, `n` expected
-within `d` seconds and `T(rows)` the time of a run, while (w + n) / (d + T(w + n)) > w / T(w).
+the other runs. So what returns is learned: the share of the sessions answered last that come back, and how soon. With
+`w` rows here and `n` expected within `d` seconds, a batch waits for them if one run for all is sooner over than two
+that the wait is no part of: if d + T(w + n) < T(w) + T(n), where T(rows) is the time of a run as measured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _NEW = 0.2
 """Weight of a new measurement in a moving average."""
 
 _GAIN = 1.05
-"""Rows a second that waiting has to promise over running at once."""
+"""How many times the time waiting takes running at once has to take, for waiting to pay."""
 
 _LATE = 1.5
 """How much longer than usual those who return may take before they are given up."""
@@ -94,8 +94,9 @@ class Patience:
             awaited: Whether nothing runs meanwhile. How soon they return beside a run says little: on a machine that
                 is full both take their time from each other.
         """
-        if not self._awaited:
-            self._learn_share()
+        if self._told:
+            share = min(1.0, self._returned / self._told)
+            self._share += _NEW * (share - self._share)
         self._told, self._told_at, self._awaited = rows, now, awaited
         self._returned = 0
 
@@ -113,20 +114,14 @@ class Patience:
         """A batch ran, of one time step each."""
         self.times.add(rows, seconds)
 
-    def begin(self) -> None:
+    def begin(self, now: float) -> None:
         """The wait, if there was one, is over: a batch begins."""
-        if self._awaited:
-            self._learn_share()
-            if self._returned:
-                taken = max(0.0, self._returned_at - self._told_at)
-                self._within_s += _NEW * (taken - self._within_s)
-            self._awaited = False
-
-    def _learn_share(self) -> None:
-        if self._told:
-            share = min(1.0, self._returned / self._told)
-            self._share += _NEW * (share - self._share)
-        self._told = 0
+        if self._awaited and self._told:
+            # Of those who did not return in that time it is only known that they take longer.
+            all_back = self._share * self._told - self._returned < _ONE
+            taken = (self._returned_at if all_back else now) - self._told_at
+            self._within_s += _NEW * (max(0.0, taken) - self._within_s)
+        self._awaited = False
 
     def wait_s(self, waiting: int, now: float) -> float:
         """Seconds to wait for those still expected; 0 to run now.
@@ -140,9 +135,7 @@ class Patience:
             return 0.0
         patience_s = max(_LATE * self._within_s, _TRY * self.times.of(waiting))
         left_s = self._told_at + patience_s - now
-        if left_s < _LEAST_S or not self._pays(waiting, missing, left_s / _LATE):
-            return 0.0
-        return left_s
+        return left_s if left_s >= _LEAST_S and self._pays(waiting, missing) else 0.0
 
     def answer_first(self, waiting: int, ended: int) -> bool:
         """Whether rows that ended are to be answered, and awaited, before those that wait run.
@@ -151,16 +144,16 @@ class Patience:
             waiting: Rows that could run now, at least 1.
             ended: Rows that ended and are not answered yet.
         """
-        pays = self._pays(waiting, self._share * ended, self._within_s)
+        pays = self._pays(waiting, self._share * ended)
         if not pays:
             # What was learned may have become wrong; so it is tried again, now and then.
             self._within_s *= 1 - _FORGET
             self._share += _FORGET * (1 - self._share)
         return pays
 
-    def _pays(self, waiting: int, more: float, within_s: float) -> bool:
-        together = min(self._max_rows, waiting + more)
-        if together - waiting < _ONE:
+    def _pays(self, waiting: int, more: float) -> bool:
+        more = min(more, self._max_rows - waiting)
+        if more < _ONE:
             return False
-        alone_s, together_s = self.times.of(waiting), self.times.of(together)
-        return together * alone_s > _GAIN * waiting * (within_s + together_s)
+        apart_s = self.times.of(waiting) + self.times.of(more)
+        return apart_s > _GAIN * (self._within_s + self.times.of(waiting + more))

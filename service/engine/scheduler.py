@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from service.contract import Batching
 from service.engine.arena import Slot
+from service.engine.shapes import Shapes
 
 Array = npt.NDArray[Any]
 Outputs = dict[str, Array]
@@ -106,10 +107,12 @@ class Scheduler:
 
     Args:
         limits: Rows, chunk length and padded tokens of a batch.
+        shapes: What batches are padded to, if they are: a batch has at most the rows of the largest of its class.
     """
 
-    def __init__(self, limits: Batching) -> None:
+    def __init__(self, limits: Batching, shapes: Shapes | None = None) -> None:
         self._limits = limits
+        self._shapes = shapes
         self._longest = min(limits.max_chunk_length, limits.max_batch_tokens)
         self._queues: dict[int, _Queue] = {}
         self._arrivals = 0
@@ -152,16 +155,21 @@ class Scheduler:
         """
         cancelled: list[Work] = []
         late: list[Work] = []
-        while waiting := [queue for queue in self._queues.values() if queue]:
-            batch = self._fill(min(waiting, key=_first), now, cancelled, late)
+        while waiting := [each for each in self._queues.items() if each[1]]:
+            size_class, queue = min(waiting, key=_first)
+            batch = self._fill(queue, self._most(size_class), now, cancelled, late)
             if batch is not None:
                 self._forget()
                 return Decision(batch, tuple(cancelled), tuple(late))
         return Decision(None, tuple(cancelled), tuple(late))
 
+    def _most(self, size_class: int) -> int:
+        return self._shapes.most(size_class) if self._shapes else self._limits.max_batch_size
+
     def _fill(
         self,
         queue: _Queue,
+        most: int,
         now: float,
         cancelled: list[Work],
         late: list[Work],
@@ -169,7 +177,7 @@ class Scheduler:
         works: list[Work] = []
         lengths: list[int] = []
         longest = 0
-        while queue and len(works) < self._limits.max_batch_size:
+        while queue and len(works) < most:
             start, _, length, work = queue[0]
             longest = max(longest, length)
             if works and (len(works) + 1) * longest > self._limits.max_batch_tokens:
@@ -191,5 +199,5 @@ class Scheduler:
             self._served = {f: end for f, end in self._served.items() if end > self._now}
 
 
-def _first(queue: _Queue) -> tuple[float, int]:
-    return queue[0][:2]
+def _first(waiting: tuple[int, _Queue]) -> tuple[float, int]:
+    return waiting[1][0][:2]

@@ -8,7 +8,7 @@ the batch, runs in few.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from service.contract import Batching
 
@@ -18,15 +18,21 @@ class Shapes:
 
     Args:
         rows: Padded time steps of a size class to the numbers of rows, rising; the last one is the most it may have.
+        stable: Whether a row of such a batch has the same bits whoever is beside it.
     """
 
-    def __init__(self, rows: Mapping[int, Sequence[int]]) -> None:
+    def __init__(self, rows: Mapping[int, Sequence[int]], *, stable: bool = False) -> None:
+        self.stable = stable
         self._rows = rows
         self._times = sorted(rows)
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         """Every shape, as rows and time steps."""
         return ((rows, time) for time in self._times for rows in self._rows[time])
+
+    def most(self, size_class: int) -> int:
+        """Most rows of a batch of a size class, counted from 0."""
+        return self._rows[self._times[size_class]][-1]
 
     def padded(self, rows: int, time: int) -> tuple[int, int]:
         """The smallest shape that holds so many rows and time steps."""

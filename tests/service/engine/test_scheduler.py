@@ -5,7 +5,8 @@ import pytest
 
 from service.contract import Batching
 from service.engine.arena import Slot
-from service.engine.scheduler import Batch, Scheduler, Work
+from service.engine.scheduler import Batch, Flow, Scheduler, Work
+from service.engine.shapes import Shapes
 
 LIMITS = Batching(max_batch_size=4, max_chunk_length=8, max_batch_tokens=16)
 
@@ -116,3 +117,56 @@ def test_only_dropped_work_gives_no_batch() -> None:
     left.cancelled = True
     decision = scheduled(left).next_batch(0.0)
     assert (decision.batch, decision.cancelled) == (None, (left,))
+
+
+ALICE, BOB, HEAVY = Flow("alice"), Flow("bob"), Flow("alice", weight=3.0)
+
+
+def of(flow: Flow, length: int = 1) -> Work:
+    each = work(length)
+    each.flow = flow
+    return each
+
+
+def tenants(scheduler: Scheduler, batches: int) -> list[str]:
+    return [each.flow.tenant for _ in range(batches) for each in batch(scheduler).works]
+
+
+def test_a_tenant_that_sends_much_does_not_keep_another_waiting() -> None:
+    scheduler = scheduled(*(of(ALICE) for _ in range(40)), of(BOB), of(BOB))
+    assert tenants(scheduler, 1).count("bob") == 2
+
+
+def test_flows_that_always_have_work_share_by_weight() -> None:
+    scheduler = scheduled(*(of(HEAVY) for _ in range(60)), *(of(BOB) for _ in range(60)))
+    served = tenants(scheduler, 10)
+    assert served.count("alice") == 30
+    assert served.count("bob") == 10
+
+
+def test_shares_are_of_time_steps_not_of_requests() -> None:
+    limits = Batching(max_batch_size=1, max_chunk_length=8, max_batch_tokens=16)
+    long, single = Flow("", "once"), Flow("", "session")
+    scheduler = scheduled(
+        *(of(long, 8) for _ in range(20)), *(of(single) for _ in range(80)), limits=limits
+    )
+    steps = {long: 0, single: 0}
+    for _ in range(45):
+        done = batch(scheduler)
+        steps[done.works[0].flow] += sum(done.lengths)
+    assert steps[long] == pytest.approx(steps[single], abs=8)
+
+
+def test_a_flow_that_was_away_has_no_share_saved_up() -> None:
+    scheduler = scheduled(*(of(ALICE) for _ in range(20)))
+    tenants(scheduler, 4)
+    scheduler.extend([of(BOB) for _ in range(20)] + [of(ALICE) for _ in range(20)])
+    served = tenants(scheduler, 4)
+    assert 6 <= served.count("bob") <= 10
+
+
+def test_a_batch_has_no_more_rows_than_its_largest_shape() -> None:
+    shapes = Shapes({1: [1, 2, 3], 2: [1], 4: [1, 2], 8: [1]})
+    scheduler = Scheduler(LIMITS, shapes)
+    scheduler.extend([*(work() for _ in range(4)), work(2), work(2)])
+    assert [batch(scheduler).lengths for _ in range(4)] == [(1, 1, 1), (1,), (2,), (2,)]
