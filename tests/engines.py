@@ -19,6 +19,7 @@ from service.engine.arena import Slot
 from service.engine.engine import Engine, Limits
 from service.engine.graph import Graph
 from service.engine.scheduler import Work
+from service.engine.shapes import Shapes
 from service.journal.memory import MemoryJournal
 from service.journal.protocol import Entry, Identity, Snapshot, Stored, Tombstone
 from service.metrics import EngineMetrics, Metrics
@@ -111,15 +112,17 @@ def load_graph(directory: Path, batching: Batching | None = None) -> WatchedGrap
 
 @asynccontextmanager
 async def running(
-    graph: Graph, clock: Callable[[], float] = time.monotonic, **limits: int
+    graph: Graph,
+    clock: Callable[[], float] = time.monotonic,
+    shapes: Shapes | None = None,
+    **limits: int,
 ) -> AsyncIterator[Engine]:
     """A started engine; at the end it is closed and must have no work and no slot left."""
     bounds = Limits(
         **({"capacity": 32, "max_pending": 1000, "max_pending_tokens": 100_000} | limits)
     )
-    engine = Engine(
-        graph, bounds, EngineMetrics(Metrics(), graph.config.name, graph.config.version), clock
-    )
+    metrics = EngineMetrics(Metrics(), graph.config.name, graph.config.version)
+    engine = Engine(graph, bounds, metrics, clock, shapes)
     engine.start()
     try:
         yield engine

@@ -79,6 +79,7 @@ _SESSION = {
     "ttl_s": 900.0,
     "idle_s": 0.0,
     "created_at": 1790000000.0,
+    "priority": "normal",
     "resident": False,
     "busy": False,
 }

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.api import http
-from service.api.context import Context, context_of
+from service.api.context import TENANT, Context, context_of
 from service.api.documentation import documented
 from service.api.events import event_stream
 from service.api.examples import GENERATE, PREDICT
@@ -21,6 +21,7 @@ from service.api.schema import (
     PredictRequest,
 )
 from service.api.writing import Writing
+from service.engine.scheduler import flow_of
 from service.repository import Served
 
 router = Routes(prefix="/v1/models/{model}", tags=["one-shot"])
@@ -46,9 +47,10 @@ async def _predict(context: Context, served: Served, body: PredictRequest) -> li
     chunks = [task.whole(value, f"$.inputs[{i}]") for i, value in enumerate(body.inputs)]
     context.check_length(sum(chunk.length for chunk in chunks))
     context.check_whole(served, max(chunk.length for chunk in chunks))
+    flow = flow_of(TENANT, "once", body.priority)
     outputs = await http.gathered(
         [
-            context.sessions.run_once(served.engine, chunk, task.outputs, deadline)
+            context.sessions.run_once(served.engine, chunk, task.outputs, deadline, flow)
             for chunk in chunks
         ]
     )

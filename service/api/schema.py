@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from service.contract import Arithmetic, Metric, Record, StateTensor, TaskSpec, Tensor, Variant
+from service.engine.scheduler import Priority
 from service.tasks.protocol import Parameters
 
 # Not beyond 64 bits: it is sent back, and MessagePack has no larger numbers.
@@ -19,6 +20,10 @@ Seq = Annotated[
     Meta(ge=1, description="Number of the first input; sending the same number again is a retry."),
 ]
 Version = Annotated[int, Meta(ge=1, description="The newest that serves, if left out.")]
+Share = Annotated[
+    Priority,
+    Meta(description="While there is more to do than can be done, four times the share of the one below."),
+]
 Inputs = Annotated[list[Any], Meta(description="Inputs, as the model's task takes them.")]
 
 
@@ -32,6 +37,7 @@ class PredictRequest(Record, frozen=True, kw_only=True):
     inputs: Inputs
     version: Version | None = None
     parameters: Parameters = Parameters()
+    priority: Share = "normal"
     timeout_s: Timeout | None = None
 
 
@@ -62,6 +68,7 @@ class GenerateRequest(GenerateOptions, frozen=True, kw_only=True):
     version: Version | None = None
     inputs: Annotated[str | list[Any], Meta(description="Text, or a list of texts and token ids.")]
     stream: Annotated[bool, Meta(description="Answer with server-sent events.")] = False
+    priority: Share = "normal"
 
 
 class SessionGenerateRequest(GenerateOptions, frozen=True, kw_only=True):
@@ -104,6 +111,7 @@ class SessionOptions(Record, frozen=True, kw_only=True):
     ttl_s: (
         Annotated[float, Meta(gt=0, description="Idle seconds until the session expires.")] | None
     ) = None
+    priority: Share = "normal"
 
 
 class SessionRequest(SessionOptions, frozen=True, kw_only=True):
@@ -122,6 +130,7 @@ class SessionAnswer(Answer, kw_only=True):
     ttl_s: float
     idle_s: float
     created_at: float
+    priority: str
     resident: bool
     busy: bool
 

@@ -27,7 +27,7 @@ async def open_session(
         raise Invalid(f"ttl_s is at most {context.settings.max_session_ttl_s:g}", path="$.ttl_s")
     if session_id is not None:
         checked_id(session_id)
-    session, created = await context.sessions.create(served.engine, TENANT, ttl_s, session_id)
+    session, created = await context.sessions.create(served.engine, TENANT, ttl_s, session_id, options.priority)
     return describe(context, session), created
 
 
@@ -42,6 +42,7 @@ def describe(context: Context, session: Session) -> SessionAnswer:
         ttl_s=identity.ttl_s,
         idle_s=round(session.idle_s(context.sessions.clock()), 3),
         created_at=identity.created_at,
+        priority=identity.priority,
         resident=session.slot is not None,
         busy=not session.idle,
     )

@@ -17,6 +17,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from service.engine.scheduler import Priority
+
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
 
@@ -32,6 +34,7 @@ class Identity:
         version: Version it is pinned to.
         ttl_s: Idle time after which it expires.
         created_at: Unix time in seconds.
+        priority: Its share of the model while there is more to do than can be done; see `scheduler.flow_of`.
     """
 
     id: str
@@ -40,6 +43,7 @@ class Identity:
     version: int
     ttl_s: float
     created_at: float
+    priority: Priority = "normal"
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):

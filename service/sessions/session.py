@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from service.engine.arena import Slot
 from service.engine.engine import Engine
-from service.engine.scheduler import Flow
+from service.engine.scheduler import Flow, flow_of
 from service.errors import Invalid, PayloadMismatch, WrongSeq
 from service.journal.protocol import Identity, Reply, Stored
 
@@ -95,7 +94,7 @@ class Session:
     @property
     def flow(self) -> Flow:
         """What its steps are part of."""
-        return flow_of(self.identity.tenant)
+        return flow_of(self.identity.tenant, "session", self.identity.priority)
 
     @property
     def labels(self) -> tuple[str, str]:
@@ -115,12 +114,6 @@ class Session:
     def idle_s(self, now: float) -> float:
         """Seconds since the last use; 0 while somebody is at work on it."""
         return now - self.used_at if self.idle else 0.0
-
-
-@lru_cache(maxsize=4096)
-def flow_of(tenant: str, kind: str = "session") -> Flow:
-    """The flow of a tenant's steps of one kind, the same object each time."""
-    return Flow(tenant, kind)
 
 
 def checked_id(value: str) -> str:

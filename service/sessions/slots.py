@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from service.engine.arena import Slot
 from service.engine.engine import Engine
+from service.engine.scheduler import ANY_FLOW, Flow
 from service.errors import Overloaded, UnknownSession
 from service.journal.protocol import Journal, Snapshot, Stored, join_log
 from service.metrics import Metrics
@@ -132,10 +133,15 @@ async def _fold(engine: Engine, slot: Slot, stored: Stored) -> None:
 
 
 async def run_slot(
-    engine: Engine, slot: Slot, chunk: Chunk, outputs: tuple[str, ...], deadline: float
+    engine: Engine,
+    slot: Slot,
+    chunk: Chunk,
+    outputs: tuple[str, ...],
+    deadline: float,
+    flow: Flow = ANY_FLOW,
 ) -> Outputs:
     """One step of a slot; a caller that leaves lets it drop."""
-    work, future = engine.submit(slot, chunk.arrays, chunk.keep, outputs, deadline)
+    work, future = engine.submit(slot, chunk.arrays, chunk.keep, outputs, deadline, flow)
     try:
         return await future
     except asyncio.CancelledError:

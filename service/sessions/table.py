@@ -21,7 +21,7 @@ import msgspec
 import numpy.typing as npt
 
 from service.engine.engine import Engine
-from service.engine.scheduler import Work
+from service.engine.scheduler import ANY_FLOW, Flow, Priority, Work
 from service.errors import (
     Overloaded,
     SessionBusy,
@@ -184,7 +184,12 @@ class Sessions:
     # Identity.
 
     async def create(
-        self, engine: Engine, tenant: str, ttl_s: float, session_id: str | None = None
+        self,
+        engine: Engine,
+        tenant: str,
+        ttl_s: float,
+        session_id: str | None = None,
+        priority: Priority = "normal",
     ) -> tuple[Session, bool]:
         """Begin a session, or find the caller's own of the same id and model.
 
@@ -203,6 +208,7 @@ class Sessions:
             version=config.version,
             ttl_s=ttl_s,
             created_at=self.wall_clock(),
+            priority=priority,
         )
         await self._end_if_expired(identity.id)
         if identity.id not in self._sessions:
@@ -444,7 +450,12 @@ class Sessions:
         task.add_done_callback(self._tasks.discard)
 
     async def run_once(
-        self, engine: Engine, chunk: Chunk, outputs: tuple[str, ...], deadline: float
+        self,
+        engine: Engine,
+        chunk: Chunk,
+        outputs: tuple[str, ...],
+        deadline: float,
+        flow: Flow = ANY_FLOW,
     ) -> Outputs:
         """A session of one step: takes a slot, runs, gives it back.
 
@@ -454,7 +465,7 @@ class Sessions:
         """
         slot = await self.slots.take(engine)
         try:
-            return await run_slot(engine, slot, chunk, outputs, deadline)
+            return await run_slot(engine, slot, chunk, outputs, deadline, flow)
         finally:
             engine.give_back(slot)
 
