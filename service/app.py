@@ -67,6 +67,7 @@ def build_context(
         capacity=settings.max_resident,
         max_pending=settings.max_pending,
         max_pending_tokens=settings.max_pending_tokens,
+        max_queue_s=settings.max_queue_s,
     )
     repository = Repository(
         loading or models_of(settings),

@@ -81,6 +81,18 @@ class SlowBody(ServiceError):
     status, code, title = 408, "slow_body", "Request body too slow"
 
 
+class SlowHead(ServiceError):
+    """The head of a request did not arrive in time."""
+
+    status, code, title = 408, "slow_head", "Request head too slow"
+
+
+class HeadTooLarge(ServiceError):
+    """The head of a request is above the limit."""
+
+    status, code, title = 431, "head_too_large", "Request head too large"
+
+
 class SessionBusy(ServiceError):
     """A step of this session is still in flight."""
 

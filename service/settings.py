@@ -35,7 +35,8 @@ class Settings:
         deterministic: Whether the same chunks of a session give the same bits whoever shares its batches.
         threads: Threads of one model run.
         max_body_bytes: Largest HTTP body and WebSocket frame.
-        body_timeout_s: Time in which a request body has to arrive.
+        request_timeout_s: Time in which the head of a request has to arrive, and then its body.
+        max_connections: Connections open at once, WebSockets included; more are refused.
         max_inputs: Inputs of one predict or steps request.
         max_tokens: Tokens of one generate request.
         max_input_steps: Time steps (words) of one predict or steps request.
@@ -43,6 +44,7 @@ class Settings:
         timeout_s: Time a request may take when it names no timeout of its own.
         max_pending: Steps in flight or waiting per model; more are refused.
         max_pending_tokens: Time steps in flight or waiting per model; more are refused.
+        max_queue_s: Time for which steps may wait per model beyond the next batch; more are refused.
         max_resident: Sessions per model with state in memory; others are paged out.
         max_sessions: Sessions in all.
         session_ttl_s: Idle time after which a session expires when it names none of its own.
@@ -63,7 +65,8 @@ class Settings:
     deterministic: bool = False
     threads: int = 1
     max_body_bytes: int = 4 * 2**20
-    body_timeout_s: float = 20.0
+    request_timeout_s: float = 20.0
+    max_connections: int = 16_384
     max_inputs: int = 1024
     max_tokens: int = 1024
     max_input_steps: int = 65536
@@ -71,6 +74,7 @@ class Settings:
     timeout_s: float = 30.0
     max_pending: int = 4096
     max_pending_tokens: int = 262_144
+    max_queue_s: float = 0.05
     max_resident: int = 16384
     max_sessions: int = 100_000
     session_ttl_s: float = 900.0

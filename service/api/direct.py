@@ -6,6 +6,7 @@ came whole and can be read. Whatever is out of the ordinary goes to the route it
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -17,18 +18,22 @@ from service.api.context import TENANT, Context
 from service.api.middleware import Requests
 from service.api.schema import StepsRequest
 from service.api.stepping import Prepared, prepare, steps_answer
+from service.engine.engine import Engine
 from service.errors import ServiceError
-from service.sessions.session import Session
 from service.sessions.table import Applied, Step
 
 log = logging.getLogger(__name__)
 
 ROUTE = "/v1/sessions/{session}/steps"
 
-OnAnswer = Callable[[int, dict[str, str], bytes], None]
-"""Takes the status, the fields of the head and the body of a response."""
+REFUSED_AFTER_S = 0.1
+"""Those who are refused are told so together, after this time. They are to come back after a second; one that comes
+back at once would take the time of the steps that were let in, thousands of times a second. So it does ten times."""
 
-_JSON = {"content-type": "application/json"}
+OnAnswer = Callable[[int, str, str, bytes], None]
+"""Takes the status, the id of the request, the fields of the head as they are written, and the body of a response."""
+
+_JSON = "content-type: application/json\r\n"
 _read = msgspec.json.Decoder(StepsRequest).decode
 _write = msgspec.json.Encoder().encode
 
@@ -44,43 +49,37 @@ class DirectSteps:
     def __init__(self, context: Context, requests: Requests) -> None:
         self.context = context
         self.requests = requests
+        self.succeeded = requests.answered(ROUTE, "POST", 200)
+        self._refused: list[Exchange] = []
 
-    def begin(
-        self, session_id: str, body: bytes, request_id: str, on_answer: OnAnswer
-    ) -> Exchange | None:
-        """Begin to serve a request.
+    def refuse(self, exchange: Exchange) -> None:
+        """Answer a request that found its model's queue full, together with others like it."""
+        if not self._refused:
+            asyncio.get_running_loop().call_later(REFUSED_AFTER_S, self._answer_refused)
+        self._refused.append(exchange)
 
-        Args:
-            session_id: From its path.
-            body: All of it.
-            request_id: Id of the request.
-            on_answer: Called with the response, unless the caller left; perhaps before this returns.
-
-        Returns:
-            The exchange, to be told when the caller leaves; None for a request that has to go the usual way.
-        """
-        context = self.context
-        if len(body) > context.settings.max_body_bytes or context.shutdown.began.is_set():
-            return None
-        session = context.sessions.at_hand(session_id, TENANT)
-        if session is None:
-            return None
-        try:
-            request = _read(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None
-        exchange = Exchange(self, request_id, on_answer)
-        exchange.begin(session, request)
-        return exchange
+    def _answer_refused(self) -> None:
+        refused, self._refused = self._refused, []
+        by: dict[Engine, list[Exchange]] = {}
+        for exchange in refused:
+            # One that left meanwhile is refused by none.
+            if exchange.refused_by is not None:
+                by.setdefault(exchange.refused_by, []).append(exchange)
+        for engine, exchanges in by.items():
+            error = engine.refusal()
+            self.context.metrics.rejected.labels(error.code).inc(len(exchanges))
+            log.warning("%d requests refused: %s", len(exchanges), error.detail)
+            problem = http.Problem(error)
+            for exchange in exchanges:
+                exchange.answer_refused(problem)
 
 
 class Exchange:
-    """One request and its answer.
+    """The requests for steps of one connection and their answers, one at a time.
 
     Args:
         direct: Whose.
-        request_id: Id of the request.
-        on_answer: Called with the response.
+        on_answer: Called with each response, unless the caller left; perhaps before `begin` returns.
     """
 
     __slots__ = (
@@ -91,21 +90,58 @@ class Exchange:
         "_session_id",
         "_started",
         "_step",
+        "keep_alive",
+        "refused_by",
+        "response_complete",
     )
 
-    def __init__(self, direct: DirectSteps, request_id: str, on_answer: OnAnswer) -> None:
+    # The names are those that uvicorn looks for in a request under way. Nobody waits for the event.
+    disconnected = False
+    message_event = asyncio.Event()
+
+    def __init__(self, direct: DirectSteps, on_answer: OnAnswer) -> None:
         self._direct = direct
-        self._request_id = request_id
         self._on_answer = on_answer
-        self._started = time.monotonic()
-        self._session_id = ""
+        self._request_id = self._session_id = ""
+        self._started = 0.0
         self._prepared: Prepared | None = None
         self._step: Step | None = None
+        self.refused_by: Engine | None = None
+        self.response_complete = True
+        self.keep_alive = True
 
-    def begin(self, session: Session, request: StepsRequest) -> None:
-        """Put the step on its way."""
-        context = self._direct.context
-        self._session_id = session.identity.id
+    def begin(self, session_id: str, body: bytes, request_id: str) -> bool:
+        """Begin to serve a request.
+
+        Args:
+            session_id: From its path.
+            body: All of it.
+            request_id: Id of the request.
+
+        Returns:
+            False for a request that has to go the usual way.
+        """
+        direct = self._direct
+        context = direct.context
+        if len(body) > context.settings.max_body_bytes or context.shutdown.began.is_set():
+            return False
+        session = context.sessions.at_hand(session_id, TENANT)
+        if session is None:
+            return False
+        full = session.engine.full
+        if not full:
+            try:
+                request = _read(body)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                return False
+        self._session_id, self._request_id = session_id, request_id
+        self._started = time.monotonic()
+        self._step = None
+        self.response_complete = False
+        if full:
+            self.refused_by = session.engine
+            direct.refuse(self)
+            return True
         try:
             prepared = self._prepared = prepare(
                 context, session, request.inputs, request.parameters, request.timeout_s
@@ -116,11 +152,16 @@ class Exchange:
         except Exception as error:
             # Of the parser's callbacks none may raise: it would take that for a fault of the request.
             self._fail(error)
+        return True
 
     def leave(self) -> None:
         """The caller left."""
+        if self.response_complete:
+            return
         if self._step is not None:
             self._step.leave()
+        self.refused_by = None
+        self.response_complete = True
         self._record(http.CLIENT_LEFT)
 
     def _ended(self, outcome: Applied | Exception) -> None:
@@ -134,7 +175,13 @@ class Exchange:
             # A fault of ours; the caller gets an answer all the same.
             self._fail(error)
             return
-        self._answer(200, _JSON, body)
+        seconds = time.monotonic() - self._started
+        if self._direct.succeeded.count(seconds):
+            self._tell(200, seconds)
+        # Before it is written: with the answer the next request may begin.
+        self._prepared = None
+        self.response_complete = True
+        self._on_answer(200, self._request_id, _JSON, body)
 
     def _fail(self, error: Exception) -> None:
         if not isinstance(error, ServiceError):
@@ -142,14 +189,28 @@ class Exchange:
             log.error("steps failed", exc_info=error, extra={"data": data})
             error = http.fault()
         self._direct.context.metrics.rejected.labels(error.code).inc()
-        self._answer(*http.problem_parts(error, self._request_id))
+        self._record(error.status)
+        self._reject(http.Problem(error))
 
-    def _answer(self, status: int, head: dict[str, str], body: bytes) -> None:
-        self._record(status)
-        self._on_answer(status, head, body)
+    def answer_refused(self, problem: http.Problem) -> None:
+        """Answer with the problem of the model that refused it. No log line of its own: there are many."""
+        self.refused_by = None
+        seconds = time.monotonic() - self._started
+        self._direct.requests.answered(ROUTE, "POST", problem.status).count(seconds)
+        self._reject(problem)
+
+    def _reject(self, problem: http.Problem) -> None:
+        self._prepared = None
+        self.response_complete = True
+        body = problem.body(self._request_id)
+        self._on_answer(problem.status, self._request_id, problem.fields, body)
 
     def _record(self, status: int) -> None:
         seconds = time.monotonic() - self._started
+        if self._direct.requests.answered(ROUTE, "POST", status).count(seconds):
+            self._tell(status, seconds)
+
+    def _tell(self, status: int, seconds: float) -> None:
         path = f"/v1/sessions/{self._session_id}/steps"
         ids = {"request_id": self._request_id, "session": self._session_id}
-        self._direct.requests.record(ROUTE, "POST", status, seconds, path, **ids)
+        self._direct.requests.tell("POST", status, seconds, path, **ids)

@@ -66,17 +66,17 @@ async def read(request: Request, kind: Any, settings: Settings) -> Any:
 
     Raises:
         TooLarge: It is above `max_body_bytes`.
-        SlowBody: It did not arrive within `body_timeout_s`.
+        SlowBody: It did not arrive within `request_timeout_s`.
     """
     cut = _Cut()
     # Not `asyncio.timeout`, which takes as long as reading a body that is there already.
-    timer = asyncio.get_running_loop().call_later(settings.body_timeout_s, cut)
+    timer = asyncio.get_running_loop().call_later(settings.request_timeout_s, cut)
     try:
         body = await _body(request, settings.max_body_bytes)
     except asyncio.CancelledError:
         if cut.was_it():
             raise SlowBody(
-                f"the body did not arrive within {settings.body_timeout_s:g} s"
+                f"the body did not arrive within {settings.request_timeout_s:g} s"
             ) from None
         raise
     finally:
@@ -160,28 +160,43 @@ def answer(record: Any, status: int = 200, headers: dict[str, str] | None = None
     )
 
 
-def problem_document(error: ServiceError, identifier: str | None = None) -> dict[str, Any]:
-    """An error as RFC 9457, with the id of the request: the one at hand, if none is given."""
+def problem_document(error: ServiceError) -> dict[str, Any]:
+    """An error as RFC 9457, with the id of the request at hand."""
     document = error.problem()
-    if identifier := identifier or request_id.get():
+    if identifier := request_id.get():
         document["request_id"] = identifier
     return document
 
 
-def problem_parts(
-    error: ServiceError, identifier: str | None = None
-) -> tuple[int, dict[str, str], bytes]:
-    """An error as status, head and body of a response, with `Retry-After` where waiting helps."""
-    headers = {"content-type": PROBLEM, **error.headers}
-    if "retry_after_s" in error.extra:
-        headers["Retry-After"] = str(error.extra["retry_after_s"])
-    return error.status, headers, msgspec.json.encode(problem_document(error, identifier))
+class Problem:
+    """An error as a response to any number of requests, which differ by their ids.
+
+    Args:
+        error: The error.
+    """
+
+    def __init__(self, error: ServiceError) -> None:
+        self.status = error.status
+        self.fields = "".join([f"{name}: {value}\r\n" for name, value in _head(error).items()])
+        self._document = msgspec.json.encode(error.problem())[:-1] + b',"request_id":'
+
+    def body(self, request_id: str) -> bytes:
+        """The body of the response to a request."""
+        return self._document + msgspec.json.encode(request_id) + b"}"
 
 
 def problem(error: ServiceError) -> Response:
-    """An error as a response; see `problem_parts`."""
-    status, headers, body = problem_parts(error)
-    return Response(body, status, headers=headers)
+    """An error as a response to the request at hand."""
+    body = msgspec.json.encode(problem_document(error))
+    return Response(body, error.status, headers=_head(error))
+
+
+def _head(error: ServiceError) -> dict[str, str]:
+    """Fields of the head, with `Retry-After` where waiting helps."""
+    head = {"content-type": PROBLEM, **error.headers}
+    if "retry_after_s" in error.extra:
+        head["Retry-After"] = str(error.extra["retry_after_s"])
+    return head
 
 
 def fault() -> ServiceError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -22,35 +23,41 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.arena import SCRATCH, Arena, Slot
-from service.engine.graph import Graph
-from service.engine.host import HostStates
+from service.engine.graph import Runs
 from service.engine.patience import Patience
 from service.engine.rows import join, keep, pad
 from service.engine.scheduler import ANY_FLOW, Array, Batch, Flow, OnEnd, Outputs, Scheduler, Work
 from service.engine.shapes import Shapes
+from service.engine.states import states_of
 from service.errors import (
     DeadlineExceeded,
     Draining,
     ModelFailed,
     NonFinite,
     Overloaded,
+    ServiceError,
     StepCancelled,
 )
 from service.metrics import EngineMetrics
 
 log = logging.getLogger(__name__)
 
-_NEW = 0.1
-"""Weight of the last batch in the time of a step."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Bounds of one engine: slots for sessions, steps and time steps in flight or waiting."""
+    """Bounds of one engine.
+
+    Attributes:
+        capacity: Slots for sessions.
+        max_pending: Steps in flight or waiting.
+        max_pending_tokens: Their time steps.
+        max_queue_s: Seconds for which steps may wait, as far as is known; two batches are always let in.
+    """
 
     capacity: int
     max_pending: int
     max_pending_tokens: int
+    max_queue_s: float = math.inf
 
 
 class Engine:
@@ -66,7 +73,7 @@ class Engine:
 
     def __init__(
         self,
-        graph: Graph,
+        graph: Runs,
         limits: Limits,
         metrics: EngineMetrics,
         clock: Callable[[], float] = time.monotonic,
@@ -74,7 +81,7 @@ class Engine:
     ) -> None:
         self.graph = graph
         self.config = graph.config
-        self._arena = Arena(HostStates(graph, limits.capacity), limits.capacity)
+        self._arena = Arena(states_of(graph, limits.capacity), limits.capacity)
         self._limits = limits
         self._metrics = metrics
         self._clock = clock
@@ -96,8 +103,10 @@ class Engine:
         self._rounds = 0
         self._told = 0
         self._answered = [0] * (limits.capacity + 1)
-        # Seconds of the model for a time step; written by the thread, read on the event loop.
-        self._step_s = 0.0
+        # Seconds of the model for a row of a full batch, and the steps it does within `max_queue_s`. Written by the
+        # thread, read on the event loop.
+        self._row_s = 0.0
+        self._room = limits.max_pending
         self._in_flight: dict[Slot, Work] = {}
         self._pending_tokens = 0
         self._give_back_later: set[Slot] = set()
@@ -137,12 +146,25 @@ class Engine:
     @property
     def full(self) -> bool:
         """Whether a step that came now would be refused."""
-        return self._closing or len(self._in_flight) >= self._limits.max_pending
+        return self._closing or len(self._in_flight) >= self._room
 
     @property
     def wait_s(self) -> float:
-        """Seconds that all that waits will take, as far as is known."""
-        return self._pending_tokens * self._step_s
+        """Seconds until a step that came now would begin, as far as is known.
+
+        Every step counts as one row: those that take several batches let others pass in between.
+        """
+        return len(self._in_flight) * self._row_s
+
+    def refusal(self) -> ServiceError:
+        """What a step is told that finds no room."""
+        if self._closing:
+            return Draining(f"model {self.config.name} is being unloaded", retry_after_s=1)
+        return Overloaded(
+            f"{len(self._in_flight)} steps ({self._pending_tokens} time steps) of model {self.config.name} are "
+            "waiting",
+            retry_after_s=max(1, math.ceil(self.wait_s)),
+        )
 
     def take(self) -> Slot | None:
         """A slot with the initial state, or None when all are in use."""
@@ -211,23 +233,16 @@ class Engine:
             The work; its `cancelled` may be set at any time.
 
         Raises:
-            Overloaded: Too much is waiting already.
+            Overloaded: Too much is waiting already, or so much that the step would begin after its deadline.
             Draining: The engine is closing.
         """
         length = len(next(iter(inputs.values())))
-        if self._closing:
-            raise Draining(f"model {self.config.name} is being unloaded", retry_after_s=1)
-        if (
-            len(self._in_flight) >= self._limits.max_pending
-            or self._pending_tokens + length > self._limits.max_pending_tokens
-        ):
-            raise Overloaded(
-                f"{len(self._in_flight)} steps ({self._pending_tokens} time steps) of model "
-                f"{self.config.name} are waiting",
-                retry_after_s=1,
-            )
+        if self.full or self._pending_tokens + length > self._limits.max_pending_tokens:
+            raise self.refusal()
         self._idle(slot)
         now = self._clock()
+        if now < deadline < now + self.wait_s:
+            raise self.refusal()
         work = Work(slot, inputs, length, keep, outputs, deadline, now, on_end, flow)
         self._in_flight[slot] = work
         self._pending_tokens += length
@@ -367,9 +382,16 @@ class Engine:
         self._metrics.batch_fill.observe(tokens / (len(batch.works) * batch.time))
         taken = self._clock() - started
         self._metrics.run_seconds.observe(taken)
-        self._step_s += _NEW * (taken / tokens - self._step_s)
         if batch.time == 1:
             self._patience.ran(len(batch.works), taken)
+            self._learn_room()
+
+    def _learn_room(self) -> None:
+        """Say how many steps may be in flight: those of the running batch, of the next one, or of `max_queue_s`."""
+        rows = self.config.batching.max_batch_size
+        self._row_s = self._patience.times.of(rows) / rows
+        in_time = self._limits.max_queue_s / self._row_s if self._row_s else math.inf
+        self._room = int(min(self._limits.max_pending, max(2 * rows, in_time)))
 
     def _apply_or_isolate(self, batch: Batch) -> list[Exception | None]:
         """Apply a batch; should the model raise, apply each row alone, so that only the guilty one fails."""

@@ -32,7 +32,7 @@ def model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(model_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One process for all tests that can share it; ends with status 0 and without a fault in its log."""
     log_file = tmp_path_factory.mktemp("service") / "log"
-    running = process.start(model_directory, log_file, body_timeout_s="1", max_tokens="200")
+    running = process.start(model_directory, log_file, request_timeout_s="1", max_tokens="200")
     yield running
     assert process.stop(running) == 0, log_file.read_text()[-5000:]
 

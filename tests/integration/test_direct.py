@@ -266,7 +266,7 @@ async def test_an_unexpected_error_before_the_step_is_an_answer_too(
     def fail(*_: Any) -> Any:
         raise RuntimeError("cannot read")
 
-    monkeypatch.setattr(type(task), "piece", fail)
+    monkeypatch.setattr(type(task), "chunk", fail)
     status, _, problem = await exchanged(running, request(step(1.0, 1)))
     assert (status, problem["code"]) == (500, "internal")
     monkeypatch.undo()
