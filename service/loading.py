@@ -27,7 +27,8 @@ from service.contract import (
     decode_golden,
     digest,
 )
-from service.engine.graph import Device, Graph, check_golden, choose_device
+from service.engine import states
+from service.engine.graph import Device, Runs, check_golden, choose_device
 from service.engine.shapes import Shapes
 from service.engine.stable import stable_shapes
 from service.settings import Settings
@@ -54,7 +55,7 @@ class Checked:
     """
 
     config: ModelConfig
-    graph: Graph
+    graph: Runs
     files: Mapping[str, bytes]
     variant: Arithmetic
     load_s: float
@@ -184,11 +185,11 @@ def _graph(
     variant: Variant | None,
     device: Device,
     threads: int,
-) -> Graph:
+) -> Runs:
     if variant is None:
-        return Graph(files.pop(MODEL_FILE), config, device, threads)
+        return states.load(files.pop(MODEL_FILE), config, device, threads)
     promised = msgspec.structs.replace(config, tolerance=variant.tolerance)
-    return Graph(files.pop(variant.file), promised, device, threads)
+    return states.load(files.pop(variant.file), promised, device, threads)
 
 
 def _read_verified(

@@ -27,7 +27,7 @@ from service.contract import (
     Sentiment,
 )
 from service.engine.engine import Engine, Limits
-from service.engine.graph import Device, Graph
+from service.engine.graph import Device, Runs
 from service.errors import ModelNotReady, UnknownModel
 from service.loading import Checked, Key, Loading, load_graph
 from service.metrics import EngineMetrics, Metrics
@@ -67,7 +67,7 @@ class Loaded:
     """What loading gives before an engine is started."""
 
     config: ModelConfig
-    graph: Graph
+    graph: Runs
     task: Task
     variant: Arithmetic
 
@@ -127,9 +127,7 @@ class Repository:
             checked = await asyncio.wrap_future(begun)
             task = await asyncio.to_thread(make_task, checked.config, checked.files)
             metrics = EngineMetrics(self._metrics, entry.name, entry.version)
-            engine = Engine(
-                checked.graph, self._limits, metrics, self._clock, checked.shapes
-            )
+            engine = Engine(checked.graph, self._limits, metrics, self._clock, checked.shapes)
         except ContractError as error:
             self._refuse(entry, str(error))
             return

@@ -1,4 +1,4 @@
-"""The only file that touches ONNX Runtime. Knows tensors by name; nothing of sessions, batching or tasks."""
+"""With `bound` the only file that touches ONNX Runtime. Knows tensors by name; nothing of sessions or tasks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import ctypes
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.contract import ContractError, Golden, ModelConfig
+from service.contract import ContractError, Golden, ModelConfig, StateTensor
+from service.engine.wrap import PREFIX
 
 Array = npt.NDArray[Any]
 Device = Literal["cpu", "cuda"]
@@ -45,6 +46,56 @@ def _cuda_devices() -> int:
     return 0 if failed else count.value
 
 
+def open_session(model: bytes, device: Device, threads: int) -> ort.InferenceSession:
+    """Load a graph where it is to run.
+
+    Args:
+        model: The graph.
+        device: Where it runs. A provider other than the one asked for is an error, never a silent fallback.
+        threads: Threads of one run. They do not spin, so that the web server keeps its core.
+
+    Raises:
+        ContractError: The graph cannot be loaded, or not there.
+    """
+    if device == "cuda":
+        ort.preload_dlls()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Data outside the model's own bytes would be looked for in the working directory; nothing is below this.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )
+    options.log_severity_level = 3
+    providers = list(dict.fromkeys([_PROVIDERS[device], _PROVIDERS["cpu"]]))
+    try:
+        session = ort.InferenceSession(model, options, providers=providers)
+    except Exception as error:
+        # ONNX Runtime raises a dozen unrelated classes for a graph it cannot take.
+        raise ContractError(f"ONNX Runtime refuses the graph: {error}") from error
+    if session.get_providers()[0] != _PROVIDERS[device]:
+        raise ContractError(
+            f"{device} was asked for; ONNX Runtime offers {session.get_providers()}"
+        )
+    return session
+
+
+class Runs(Protocol):
+    """A loaded model, wherever its states are kept."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """What it promises."""
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """Run once; see `Graph.run`."""
+
+    def scratch_feeds(self, batch: int, time: int) -> dict[str, Array]:
+        """Feeds of zeros with initial states, (batch, time)."""
+
+
 class Graph:
     """A loaded ONNX graph.
 
@@ -53,8 +104,8 @@ class Graph:
     Args:
         model: Content of model.onnx.
         config: What the graph promises.
-        device: Where it runs. A provider other than the one asked for is an error, never a silent fallback.
-        threads: Threads of one run. They do not spin, so that the web server keeps its core.
+        device: Where it runs.
+        threads: Threads of one run.
 
     Raises:
         ContractError: The graph cannot be loaded, or its inputs and outputs are not those of `config`.
@@ -63,45 +114,9 @@ class Graph:
     def __init__(
         self, model: bytes, config: ModelConfig, device: Device = "cpu", threads: int = 1
     ) -> None:
-        if device == "cuda":
-            ort.preload_dlls()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Data outside the model's own bytes would be looked for in the working directory; nothing is below this.
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", os.devnull
-        )
-        options.log_severity_level = 3
-        providers = list(dict.fromkeys([_PROVIDERS[device], _PROVIDERS["cpu"]]))
-        try:
-            self._session = ort.InferenceSession(model, options, providers=providers)
-        except Exception as error:
-            # ONNX Runtime raises a dozen unrelated classes for a graph it cannot take.
-            raise ContractError(f"ONNX Runtime refuses the graph: {error}") from error
-        if self._session.get_providers()[0] != _PROVIDERS[device]:
-            raise ContractError(
-                f"{device} was asked for; ONNX Runtime offers {self._session.get_providers()}"
-            )
+        self._session = open_session(model, device, threads)
         self.config = config
-        self._check_signature()
-
-    def _check_signature(self) -> None:
-        config = self.config
-        inputs = {t.name: t.dtype for t in config.inputs} | {config.lengths: "int32"}
-        inputs |= {s.input_name: s.dtype for s in config.state}
-        outputs = {t.name: t.dtype for t in config.outputs}
-        outputs |= {s.output_name: s.dtype for s in config.state}
-        for side, declared, found in (
-            ("inputs", inputs, self._session.get_inputs()),
-            ("outputs", outputs, self._session.get_outputs()),
-        ):
-            actual = {node.name: node.type for node in found}
-            wanted = {name: _ELEMENT_TYPES[dtype] for name, dtype in declared.items()}
-            if actual != wanted:
-                raise ContractError(f"the graph's {side} are {actual}, config.json says {wanted}")
+        check_signature(self._session, config, config.state)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run the graph once.
@@ -121,16 +136,48 @@ class Graph:
 
     def scratch_feeds(self, batch: int, time: int) -> dict[str, Array]:
         """Feeds of zeros with initial states, (batch, time); for warm-up."""
-        feeds: dict[str, Array] = {
-            t.name: np.zeros((batch, time, *t.shape), t.dtype) for t in self.config.inputs
-        }
-        feeds[self.config.lengths] = np.full(batch, time, np.int32)
-        for state in self.config.state:
-            feeds[state.input_name] = np.stack([state.initial_array()] * batch)
-        return feeds
+        return scratch_feeds(self.config, batch, time)
 
 
-def check_golden(graph: Graph, golden: Golden) -> None:
+def check_signature(
+    session: ort.InferenceSession, config: ModelConfig, states: Sequence[StateTensor]
+) -> None:
+    """Compare names and types of a graph's inputs and outputs with those of its config.
+
+    Args:
+        session: The loaded graph.
+        config: What it promises.
+        states: Those that are its inputs and outputs; what else a graph has for states is of `wrap.PREFIX`.
+
+    Raises:
+        ContractError: They differ.
+    """
+    inputs = {t.name: t.dtype for t in config.inputs} | {config.lengths: "int32"}
+    inputs |= {s.input_name: s.dtype for s in states}
+    outputs = {t.name: t.dtype for t in config.outputs}
+    outputs |= {s.output_name: s.dtype for s in states}
+    for side, declared, found in (
+        ("inputs", inputs, session.get_inputs()),
+        ("outputs", outputs, session.get_outputs()),
+    ):
+        actual = {node.name: node.type for node in found if not node.name.startswith(PREFIX)}
+        wanted = {name: _ELEMENT_TYPES[dtype] for name, dtype in declared.items()}
+        if actual != wanted:
+            raise ContractError(f"the graph's {side} are {actual}, config.json says {wanted}")
+
+
+def scratch_feeds(config: ModelConfig, batch: int, time: int) -> dict[str, Array]:
+    """Feeds of zeros with initial states, (batch, time)."""
+    feeds: dict[str, Array] = {
+        t.name: np.zeros((batch, time, *t.shape), t.dtype) for t in config.inputs
+    }
+    feeds[config.lengths] = np.full(batch, time, np.int32)
+    for state in config.state:
+        feeds[state.input_name] = np.stack([state.initial_array()] * batch)
+    return feeds
+
+
+def check_golden(graph: Runs, golden: Golden) -> None:
     """Compare the loaded graph with the answers of the original model, in one pass and in steps.
 
     Raises:
@@ -154,7 +201,7 @@ def check_golden(graph: Graph, golden: Golden) -> None:
 
 
 def _compare(
-    where: str, values: list[Any], actual: dict[str, Array], name: str, graph: Graph
+    where: str, values: list[Any], actual: dict[str, Array], name: str, graph: Runs
 ) -> None:
     if name not in actual:
         raise ContractError(f"golden.json {where}: the model has no such output")
@@ -171,7 +218,7 @@ def _compare(
 
 
 def _fold(
-    graph: Graph, inputs: Mapping[str, list[Any]], split: Sequence[int]
+    graph: Runs, inputs: Mapping[str, list[Any]], split: Sequence[int]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Feed one sequence in chunks; returns all outputs (T, ...) and the last state by output name."""
     config = graph.config

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.arena import Array, Finite
-from service.engine.graph import Graph
+from service.engine.graph import Runs
 
 
 class HostStates:
@@ -23,7 +23,7 @@ class HostStates:
         capacity: Rows beside the scratch row.
     """
 
-    def __init__(self, graph: Graph, capacity: int) -> None:
+    def __init__(self, graph: Runs, capacity: int) -> None:
         self.graph = graph
         self._config = config = graph.config
         # np.zeros asks for untouched pages; np.full would touch them all.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from service.contract import Golden
-from service.engine.graph import Array, Graph
+from service.engine.graph import Array, Runs
 from service.engine.shapes import Shapes, powers_of_two
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _SMALL = 4096
 """Numbers of a row at each time step up to which an output is compared; larger ones are made of the same products."""
 
 
-def stable_shapes(graph: Graph, golden: Golden) -> Shapes:
+def stable_shapes(graph: Runs, golden: Golden) -> Shapes:
     """For each size class the numbers of rows, powers of two, with which a row has the same bits whoever is beside it.
 
     A class in which no two sizes agree runs its rows alone.
@@ -46,7 +46,7 @@ def stable_shapes(graph: Graph, golden: Golden) -> Shapes:
 
 
 def _feeds(
-    graph: Graph, golden: Golden, rows: int, time: int, random: np.random.Generator
+    graph: Runs, golden: Golden, rows: int, time: int, random: np.random.Generator
 ) -> dict[str, Array]:
     """A batch of different rows, `rows` of `time` steps: inputs from the golden cases, states on their way."""
     config = graph.config
@@ -65,7 +65,7 @@ def _feeds(
     return before | {s.input_name: feeds[s.input_name] for s in config.state}
 
 
-def _agreeing(graph: Graph, feeds: Mapping[str, Array], sizes: list[int]) -> list[int]:
+def _agreeing(graph: Runs, feeds: Mapping[str, Array], sizes: list[int]) -> list[int]:
     """Of some sizes those that give the same bits as the largest of them that agrees with itself."""
     while len(sizes) > 1:
         largest = {name: values[: sizes[-1]] for name, values in feeds.items()}
@@ -77,7 +77,7 @@ def _agreeing(graph: Graph, feeds: Mapping[str, Array], sizes: list[int]) -> lis
     return [1]
 
 
-def _same(graph: Graph, feeds: Mapping[str, Array], right: Mapping[str, Array], size: int) -> bool:
+def _same(graph: Runs, feeds: Mapping[str, Array], right: Mapping[str, Array], size: int) -> bool:
     lengths = feeds[graph.config.lengths]
     random = np.random.default_rng(size)
     there = len(lengths)
@@ -92,7 +92,7 @@ def _same(graph: Graph, feeds: Mapping[str, Array], right: Mapping[str, Array], 
     return True
 
 
-def _equal(actual: Array, due: Array, lengths: Array, name: str, graph: Graph) -> bool:
+def _equal(actual: Array, due: Array, lengths: Array, name: str, graph: Runs) -> bool:
     if name in {state.output_name for state in graph.config.state}:
         return actual.tobytes() == due.tobytes()
     return all(
@@ -100,7 +100,7 @@ def _equal(actual: Array, due: Array, lengths: Array, name: str, graph: Graph) -
     )
 
 
-def _run(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:
+def _run(graph: Runs, feeds: Mapping[str, Array]) -> dict[str, Array]:
     config = graph.config
     outputs = [t.name for t in config.outputs if np.prod(t.shape, dtype=int) <= _SMALL]
     return graph.run(feeds, outputs + [s.output_name for s in config.state])

@@ -1,0 +1,43 @@
+"""Where the states of a model are kept: on the host beside its graph, or inside it on the device that computes."""
+
+from __future__ import annotations
+
+import logging
+
+from service.contract import ContractError, ModelConfig
+from service.engine.arena import States
+from service.engine.bound import BoundGraph
+from service.engine.graph import Device, Graph, Runs
+from service.engine.host import HostStates
+
+log = logging.getLogger(__name__)
+
+BOUND_BYTES = 32 * 1024
+"""State of a session from which on the CPU keeps it inside the graph; measured, see docs/decisions/0014."""
+
+
+def load(model: bytes, config: ModelConfig, device: Device, threads: int) -> Graph | BoundGraph:
+    """Load a model so that it will keep its states where a step is fastest.
+
+    On a GPU that is always inside the graph: a state never crosses the bus. On the CPU it is so for large states,
+    where the `onnx` package is installed.
+
+    Raises:
+        ContractError: The graph cannot be loaded, or not on the device, or is not what `config` says.
+    """
+    if not config.state or (device == "cpu" and config.state_nbytes < BOUND_BYTES):
+        return Graph(model, config, device, threads)
+    try:
+        return BoundGraph(model, config, device, threads)
+    except ImportError as error:
+        if device != "cpu":
+            raise ContractError(f"{device} needs a package: {error}") from error
+        log.info("model %s would step faster with the package onnx installed", config.name)
+        return Graph(model, config, device, threads)
+
+
+def states_of(graph: Runs, capacity: int) -> States:
+    """Rows of state for a loaded model, `capacity` and a scratch row."""
+    if isinstance(graph, BoundGraph):
+        return graph.states(capacity)
+    return HostStates(graph, capacity)
