@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from service.contract import (
+    CONFIG_FILE,
+    GOLDEN_FILE,
+    MODEL_FILE,
+    ContractError,
+    StateTensor,
+    decode_config,
+    decode_golden,
+)
+from service.engine import wrap
+from service.engine.bound import BoundGraph, BoundStates
+from service.engine.graph import Graph, check_golden
+from tests.states import summing
+
+SHIPPED = Path(__file__).parents[3] / "exported"
+STATES = (
+    StateTensor(input_name="a", output_name="a_out", shape=(2,), dtype="float64"),
+    StateTensor(input_name="n", output_name="n_out", shape=(), dtype="int32", initial=5),
+)
+
+
+def make(capacity: int, states: tuple[StateTensor, ...] = STATES) -> BoundStates:
+    made = BoundGraph(*summing(states)).states(capacity)
+    for row in range(1, capacity + 1):
+        made.reset(row)
+    return made
+
+
+def step(states: BoundStates, rows: list[int], x: list[list[float]], wanted: list[str]) -> object:
+    lengths = np.full(len(x), len(x[0]), np.int32)
+    feeds = {"x": np.array(x, np.float64), "lengths": lengths}
+    return states.run(np.array(rows), feeds, wanted)[1].tolist()
+
+
+def test_a_row_that_is_not_finite_keeps_its_state_and_the_others_move_on() -> None:
+    states = make(3, STATES[:1])
+    step(states, [1, 2, 3], [[1], [2], [3]], [])
+    assert step(states, [3, 1, 2], [[1], [np.nan], [np.inf]], ["y"]) == [True, False, False]
+    assert [states.read(row)["a"].tolist() for row in (1, 2, 3)] == [[1, 1], [2, 2], [4, 4]]
+
+
+def test_an_output_counts_when_it_is_wanted() -> None:
+    # Twice a number that is finite, and as a state still is, may not be.
+    states = make(2, STATES[:1])
+    large = 1.5e308
+    assert step(states, [1, 2], [[1], [large]], []) == [True, True]
+    assert step(states, [1, 2], [[1], [-large]], ["y"]) == [True, False]
+    assert [states.read(row)["a"][0] for row in (1, 2)] == [2, large]
+
+
+def test_a_row_used_again_begins_anew_and_nobody_sees_the_old_state() -> None:
+    states = make(2)
+    step(states, [1, 2], [[1], [2]], [])
+    states.reset(1)
+    assert states.read(1)["n"] == 5
+    step(states, [1, 2], [[3], [4]], [])
+    assert [states.read(row)["n"] for row in (1, 2)] == [8, 11]
+
+
+def test_a_row_written_after_its_reset_keeps_what_was_written() -> None:
+    states = make(1)
+    states.reset(1)
+    states.write(1, {"a": np.array([7.0, 8.0]), "n": np.int32(9)})
+    step(states, [1], [[1]], [])
+    assert states.read(1)["a"].tolist() == [8, 9]
+    assert states.read(1)["n"] == 10
+
+
+def test_rows_of_scratch_fill_a_batch_up_and_leave_nothing_behind() -> None:
+    states = make(2)
+    for _ in range(3):
+        step(states, [0, 2, 0, 0], [[9], [1], [8], [7]], ["y"])
+    assert [states.read(row)["n"] for row in (0, 1, 2)] == [5, 5, 8]
+
+
+def test_a_step_touches_the_rows_it_steps_and_no_other() -> None:
+    """Memory that is only reserved stays so: neither a step nor a read copies, or even looks at, the other rows."""
+    wide = (StateTensor(input_name="a", output_name="a_out", shape=(mmap.PAGESIZE,)),)
+    capacity = 100_000
+    before = _resident()
+    states = BoundGraph(*summing(wide)).states(capacity)
+    used = [1, 50_000, capacity]
+    for row in used:
+        states.reset(row)
+    for _ in range(3):
+        step(states, used, [[1.0], [2.0], [3.0]], ["y"])
+    assert [states.read(row)["a"][0] for row in used] == [3, 6, 9]
+    assert _resident() - before < capacity * states.row_bytes / 20
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_a_run_that_raises_has_written_nothing() -> None:
+    # The last operator of this model takes two rows and no other number.
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["x", "zero"], ["first"], axis=1),
+            helper.make_node("Add", ["s", "first"], ["s_out"]),
+            helper.make_node("Reshape", ["x", "shape"], ["y"]),
+        ],
+        "picky",
+        [
+            helper.make_tensor_value_info("x", TensorProto.DOUBLE, ["B", "T"]),
+            helper.make_tensor_value_info("lengths", TensorProto.INT32, ["B"]),
+            helper.make_tensor_value_info("s", TensorProto.DOUBLE, ["B"]),
+        ],
+        [
+            helper.make_tensor_value_info("y", TensorProto.DOUBLE, ["B", "T"]),
+            helper.make_tensor_value_info("s_out", TensorProto.DOUBLE, ["B"]),
+        ],
+        [
+            onnx.numpy_helper.from_array(np.int64(0), "zero"),
+            onnx.numpy_helper.from_array(np.array([2, 1], np.int64), "shape"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    state = StateTensor(input_name="s", output_name="s_out", shape=(), dtype="float64")
+    states = BoundGraph(model.SerializeToString(), summing((state,))[1]).states(3)
+    for row in (1, 2, 3):
+        states.reset(row)
+    assert step(states, [1, 2], [[1], [2]], ["y"]) == [True, True]
+    with pytest.raises(Exception, match="Reshape"):
+        step(states, [1, 2, 3], [[1], [2], [3]], ["y"])
+    assert [states.read(row)["s"] for row in (1, 2, 3)] == [1, 2, 0]
+
+
+@pytest.mark.parametrize("name", ["shakespeare-gru", "next-word-transformer", "weekend-planner"])
+def test_it_gives_the_golden_answers(name: str) -> None:
+    directory = SHIPPED / name / "1"
+    config = decode_config((directory / CONFIG_FILE).read_bytes())
+    graph = BoundGraph((directory / MODEL_FILE).read_bytes(), config)
+    check_golden(graph, decode_golden((directory / GOLDEN_FILE).read_bytes()))
+
+
+def test_it_runs_like_a_graph_of_its_own() -> None:
+    content, config = summing(STATES)
+    feeds = {
+        "x": np.array([[1.0, 2.0], [3.0, 4.0]]),
+        "lengths": np.array([2, 1], np.int32),
+        "a": np.array([[1.0, 2.0], [3.0, 4.0]]),
+        "n": np.array([1, 2], np.int32),
+    }
+    names = ["y", "a_out", "n_out"]
+    expected = Graph(content, config).run(feeds, names)
+    actual = BoundGraph(content, config).run(feeds, names)
+    assert list(actual) == names
+    for name in names:
+        assert np.array_equal(actual[name], expected[name])
+
+
+def test_a_graph_that_is_not_what_its_config_says_is_refused() -> None:
+    content, _ = summing(STATES)
+    other = summing((StateTensor(input_name="b", output_name="b_out", shape=(2,)),))[1]
+    with pytest.raises(ContractError):
+        BoundGraph(content, other)
+    with pytest.raises(ContractError, match="the graph's inputs are"):
+        BoundGraph(content, summing(STATES[:1])[1])
+
+
+def test_the_rings_of_a_transformer_are_written_in_place_and_nowhere_whole() -> None:
+    directory = SHIPPED / "next-word-transformer" / "1"
+    config = decode_config((directory / CONFIG_FILE).read_bytes())
+    proto = onnx.load_from_string(wrap.step_graph((directory / MODEL_FILE).read_bytes(), config))
+    scatters = [node for node in proto.graph.node if node.op_type == "ScatterND"]
+    assert [node.input[0] for node in scatters] == [wrap.held(s) for s in config.state]
+    onnx.checker.check_model(proto)
+
+
+def test_the_graphs_that_move_rows_are_well_formed() -> None:
+    config = summing(STATES)[1]
+    for graph in (wrap.read_graph, wrap.write_graph, wrap.reset_graph):
+        onnx.checker.check_model(onnx.load_from_string(graph(config)), full_check=True)
+    onnx.checker.check_model(
+        onnx.load_from_string(wrap.step_graph(*summing(STATES))), full_check=True
+    )
