@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import os
 import sys
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from service import __version__
 from service.contract import CONFIG_FILE, ContractError, decode_config
+from service.loading import models_of
 from service.settings import Settings, SettingsError, from_environ
 
 SWITCH_S = 0.0002
@@ -19,11 +22,15 @@ def serve(settings: Settings) -> None:
     """Run the service until a signal."""
     # How long a busy event loop may keep a model's thread from going on. Python's 5 ms is longer than most models run.
     sys.setswitchinterval(SWITCH_S)
-    # Models load, in threads, while everything that they do not need is imported.
-    from service.loading import models_of
-
+    # All that is made from here until the models are loaded stays; `app` ends this.
+    gc.disable()
+    # Nothing here is for the threads of numpy's linear algebra, and to start them takes as long as to import numpy.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     loading = models_of(settings)
     loading.begin()
+    # While files are read: what the threads that load need next; while models load: all the rest.
+    importlib.import_module("service.engine.graph")
+    importlib.import_module("service.tasks.making")
     from service import logs
     from service.app import build_context
     from service.server import make_server

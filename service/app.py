@@ -132,13 +132,14 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
         with suppress(TimeoutError):
             await asyncio.wait_for(context.sessions.drain(), context.settings.drain_timeout_s)
         await context.repository.close()
+        gc.unfreeze()
 
 
 async def _load(context: Context) -> None:
     await context.repository.load()
     # What is loaded stays. Walking through it again and again makes every hundredth answer take twice as long.
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 async def _sweep(context: Context) -> None:

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
+
+if TYPE_CHECKING:
+    # Files are read and verified by this schema while numpy is still being imported.
+    import numpy.typing as npt
 
 SCHEMA_VERSION = 1
 
@@ -29,6 +31,7 @@ GOLDEN_FILE = "golden.json"
 CARD_FILE = "README.md"
 
 DType = Literal["float32", "float64", "int32", "int64"]
+ELEMENT_BYTES: dict[DType, int] = {"float32": 4, "float64": 8, "int32": 4, "int64": 8}
 VariantName = Literal["int8", "float16"]
 # What a model may be asked to run in; `exact` is model.onnx.
 Arithmetic = Literal["exact", VariantName]
@@ -76,6 +79,8 @@ class StateTensor(Record, frozen=True, kw_only=True):
 
     def initial_array(self) -> npt.NDArray[Any]:
         """The state of a fresh session, shape `self.shape`."""
+        import numpy as np
+
         if isinstance(self.initial, tuple):
             return np.array(self.initial, dtype=self.dtype).reshape(self.shape)
         return np.full(self.shape, self.initial, dtype=self.dtype)
@@ -83,7 +88,7 @@ class StateTensor(Record, frozen=True, kw_only=True):
     @property
     def nbytes(self) -> int:
         """Bytes of one session's state."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * ELEMENT_BYTES[self.dtype]
 
 
 class Batching(Record, frozen=True, kw_only=True):

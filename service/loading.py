@@ -1,6 +1,7 @@
-"""Reads, verifies, loads, checks and warms graphs, in threads of its own. No asyncio, no tasks, no web framework.
+"""Reads, verifies, loads, checks and warms models, in threads of its own. No asyncio, no web framework.
 
-A process that starts begins to load first and imports all the rest while that is under way.
+A process that starts begins to load first and imports all the rest while that is under way. Files are read and
+verified before numpy and ONNX Runtime are there, so those are imported where they are needed: in `load_model`.
 """
 
 from __future__ import annotations
@@ -8,10 +9,10 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,17 +22,19 @@ from service.contract import (
     MODEL_FILE,
     Arithmetic,
     ContractError,
+    Golden,
     ModelConfig,
     Variant,
     decode_config,
     decode_golden,
     digest,
 )
-from service.engine import states
-from service.engine.graph import Device, Runs, check_golden, choose_device
-from service.engine.shapes import Shapes
-from service.engine.stable import stable_shapes
-from service.settings import Settings
+from service.settings import DeviceChoice, Settings
+
+if TYPE_CHECKING:
+    from service.engine.graph import Device, Runs
+    from service.engine.shapes import Shapes
+    from service.tasks.protocol import Task
 
 # One spelling for each number: 7 and 007 would be the same version.
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
@@ -42,24 +45,24 @@ Key = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """A graph that gives the answers it should.
+class Loaded:
+    """A model that gives the answers it should.
 
     Attributes:
         config: What it promises.
         graph: The graph, warm.
-        files: Content of the files its task needs, by name.
+        task: What reads and writes for it.
         variant: Its arithmetic.
-        load_s: Time it took.
         shapes: What its batches are padded to, if they are.
+        load_s: Time it took.
     """
 
     config: ModelConfig
     graph: Runs
-    files: Mapping[str, bytes]
+    task: Task
     variant: Arithmetic
-    load_s: float
     shapes: Shapes | None
+    load_s: float
 
 
 class Loading:
@@ -67,7 +70,7 @@ class Loading:
 
     Args:
         directory: `<name>/<version>/` below it.
-        device: Where models run.
+        device: Where models run; see `choose_device`.
         threads: Threads of one run.
         variant: Arithmetic wanted; a model that has no such graph for the device runs model.onnx.
         deterministic: Whether to find the shapes in which a row's bits do not depend on the others.
@@ -76,7 +79,7 @@ class Loading:
     def __init__(
         self,
         directory: Path,
-        device: Device,
+        device: DeviceChoice,
         threads: int,
         variant: Arithmetic = "exact",
         *,
@@ -87,7 +90,7 @@ class Loading:
         self._threads = threads
         self._variant = variant
         self._deterministic = deterministic
-        self.begun: dict[Key, Future[Checked]] = {}
+        self.begun: dict[Key, Future[Loaded]] = {}
         """What was found, and what becomes of it."""
 
     def begin(self) -> None:
@@ -103,20 +106,21 @@ class Loading:
             if _VERSION.fullmatch(directory.name) and directory.is_dir()
         ]
         pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="load")
-        for directory in sorted(found, key=_size, reverse=True):
-            name, version = directory.parent.name, int(directory.name)
-            self.begun[name, version] = pool.submit(
-                load_graph,
-                directory,
-                name,
-                version,
-                self._device,
-                self._threads,
-                self._variant,
-                deterministic=self._deterministic,
-            )
+        found.sort(key=_size, reverse=True)
+        # All files first: that needs nothing that is still to be imported.
+        verified = {
+            key: pool.submit(verify, directory, *key, self._device, self._variant)
+            for directory in found
+            for key in [(directory.parent.name, int(directory.name))]
+        }
+        self.begun = {key: pool.submit(self._load, files) for key, files in verified.items()}
         # Its threads end when there is nothing left to load.
         pool.shutdown(wait=False)
+
+    def _load(self, verified: Future[Verified]) -> Loaded:
+        return load(
+            verified.result(), self._device, self._threads, deterministic=self._deterministic
+        )
 
     def cancel(self) -> None:
         """Let what is being loaded be the last."""
@@ -126,10 +130,9 @@ class Loading:
 
 def models_of(settings: Settings) -> Loading:
     """The models that a process is to serve, not on their way yet."""
-    device = choose_device(settings.device)
     return Loading(
         settings.models,
-        device,
+        settings.device,
         settings.threads,
         settings.variant,
         deterministic=settings.deterministic,
@@ -144,39 +147,84 @@ def _size(directory: Path) -> int:
         return 0
 
 
-def load_graph(
-    directory: Path,
-    name: str,
-    version: int,
-    device: Device,
-    threads: int,
-    wanted: Arithmetic = "exact",
-    *,
-    deterministic: bool = False,
-) -> Checked:
-    """Read, verify, load, check against golden answers, and warm one model.
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Files of a model that are what its config says.
+
+    Attributes:
+        config: The config.
+        variant: The graph that is to run; None is model.onnx.
+        files: Content of each file that is needed, by name.
+    """
+
+    config: ModelConfig
+    variant: Variant | None
+    files: dict[str, bytes]
+
+
+def verify(
+    directory: Path, name: str, version: int, device: DeviceChoice, wanted: Arithmetic
+) -> Verified:
+    """Read one model and verify what is read.
 
     Raises:
         ContractError: Something is not as the config says, or a file cannot be read; the message names it.
     """
-    started = time.monotonic()
     config = decode_config(_read(directory, CONFIG_FILE))
     if (config.name, config.version) != (name, version):
         raise ContractError(
             f"{CONFIG_FILE} is of {config.name} version {config.version}, the directory of {name} version {version}"
         )
-    variant = next((v for v in config.variants if (v.name, v.device) == (wanted, device)), None)
-    files = _read_verified(directory, config, variant)
-    graph = _graph(files, config, variant, device, threads)
+    variant = _choose_variant(config, device, wanted)
+    return Verified(config, variant, _read_verified(directory, config, variant))
+
+
+def load_model(
+    directory: Path,
+    name: str,
+    version: int,
+    device: DeviceChoice,
+    threads: int,
+    wanted: Arithmetic = "exact",
+    *,
+    deterministic: bool = False,
+) -> Loaded:
+    """Load one model here and now; see `verify` and `load`."""
+    verified = verify(directory, name, version, device, wanted)
+    return load(verified, device, threads, deterministic=deterministic)
+
+
+def load(verified: Verified, device: DeviceChoice, threads: int, *, deterministic: bool) -> Loaded:
+    """Load one model, check it against its golden answers, warm it, and make its task. Takes its files away.
+
+    Raises:
+        ContractError: The graph or a file is not what it should be; the message says what.
+    """
+    started = time.monotonic()
+    # From here on numpy and ONNX Runtime are needed, and then the tasks.
+    from service.engine.graph import choose_device
+
+    config, files = verified.config, verified.files
     golden = decode_golden(files.pop(GOLDEN_FILE))
-    check_golden(graph, golden)
-    outputs = [t.name for t in config.outputs] + [s.output_name for s in config.state]
-    for batch in _WARM_BATCHES:
-        if batch <= config.batching.max_batch_size:
-            graph.run(graph.scratch_feeds(batch, 1), outputs)
-    arithmetic = variant.name if variant else "exact"
-    shapes = stable_shapes(graph, golden) if deterministic else None
-    return Checked(config, graph, files, arithmetic, time.monotonic() - started, shapes)
+    graph = _graph(files, config, verified.variant, choose_device(device), threads)
+    shapes = _prove(graph, golden, deterministic=deterministic)
+    from service.tasks.making import make_task
+
+    task = make_task(config, files)
+    arithmetic = verified.variant.name if verified.variant else "exact"
+    return Loaded(config, graph, task, arithmetic, shapes, time.monotonic() - started)
+
+
+def _choose_variant(
+    config: ModelConfig, device: DeviceChoice, wanted: Arithmetic
+) -> Variant | None:
+    for variant in config.variants:
+        if variant.name == wanted:
+            from service.engine.graph import choose_device
+
+            if variant.device == choose_device(device):
+                return variant
+    return None
 
 
 def _graph(
@@ -186,10 +234,26 @@ def _graph(
     device: Device,
     threads: int,
 ) -> Runs:
+    from service.engine import states
+
     if variant is None:
         return states.load(files.pop(MODEL_FILE), config, device, threads)
     promised = msgspec.structs.replace(config, tolerance=variant.tolerance)
     return states.load(files.pop(variant.file), promised, device, threads)
+
+
+def _prove(graph: Runs, golden: Golden, *, deterministic: bool) -> Shapes | None:
+    """Check a graph against its golden answers and warm it; returns the shapes it is to run in, if it is confined."""
+    from service.engine.graph import check_golden
+    from service.engine.stable import stable_shapes
+
+    check_golden(graph, golden)
+    config = graph.config
+    outputs = [t.name for t in config.outputs] + [s.output_name for s in config.state]
+    for batch in _WARM_BATCHES:
+        if batch <= config.batching.max_batch_size:
+            graph.run(graph.scratch_feeds(batch, 1), outputs)
+    return stable_shapes(graph, golden) if deterministic else None
 
 
 def _read_verified(

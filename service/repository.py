@@ -9,34 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from service.contract import (
-    CONFIG_FILE,
     Arithmetic,
     ContractError,
-    Forecast,
-    Labels,
     ModelConfig,
-    Ner,
-    NextWord,
-    Sentiment,
 )
 from service.engine.engine import Engine, Limits
-from service.engine.graph import Device, Runs
 from service.errors import ModelNotReady, UnknownModel
-from service.loading import Checked, Key, Loading, load_graph
+from service.loading import Key, Loaded, Loading
 from service.metrics import EngineMetrics, Metrics
-from service.tasks.forecast import ForecastTask
-from service.tasks.ner import NerTask
-from service.tasks.next_word import NextWordTask
-from service.tasks.numbers import LabelsTask, TensorsTask
 from service.tasks.protocol import Task
-from service.tasks.sentiment import SentimentTask
 
 log = logging.getLogger(__name__)
 
@@ -60,16 +47,6 @@ class Entry:
     state: Literal["loading", "ready", "refused"] = "loading"
     reason: str = ""
     served: Served | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What loading gives before an engine is started."""
-
-    config: ModelConfig
-    graph: Runs
-    task: Task
-    variant: Arithmetic
 
 
 class Repository:
@@ -120,14 +97,13 @@ class Repository:
         begun = self._loading.begun
         await asyncio.gather(*(self._load(self._entries[key], begun[key]) for key in begun))
 
-    async def _load(self, entry: Entry, begun: Future[Checked]) -> None:
+    async def _load(self, entry: Entry, begun: Future[Loaded]) -> None:
         labels = (entry.name, str(entry.version))
         self._metrics.model_ready.labels(*labels).set(0)
         try:
-            checked = await asyncio.wrap_future(begun)
-            task = await asyncio.to_thread(make_task, checked.config, checked.files)
+            loaded = await asyncio.wrap_future(begun)
             metrics = EngineMetrics(self._metrics, entry.name, entry.version)
-            engine = Engine(checked.graph, self._limits, metrics, self._clock, checked.shapes)
+            engine = Engine(loaded.graph, self._limits, metrics, self._clock, loaded.shapes)
         except ContractError as error:
             self._refuse(entry, str(error))
             return
@@ -137,13 +113,13 @@ class Repository:
             self._refuse(entry, f"{type(error).__name__}: {error}")
             return
         engine.start()
-        entry.served = Served(checked.config, engine, task, checked.variant)
+        entry.served = Served(loaded.config, engine, loaded.task, loaded.variant)
         entry.state = "ready"
         self._metrics.model_ready.labels(*labels).set(1)
-        self._metrics.model_variant.labels(*labels, checked.variant).set(1)
+        self._metrics.model_variant.labels(*labels, loaded.variant).set(1)
         log.info(
             "model %s version %s (%s) is ready, loaded in %.2f s",
-            *(*labels, checked.variant, checked.load_s),
+            *(*labels, loaded.variant, loaded.load_s),
         )
 
     @staticmethod
@@ -183,48 +159,3 @@ class Repository:
         for entry in self._entries.values():
             if entry.served is not None:
                 await entry.served.engine.close()
-
-
-def load_model(
-    directory: Path,
-    name: str,
-    version: int,
-    device: Device,
-    threads: int,
-    wanted: Arithmetic = "exact",
-) -> Loaded:
-    """Load one model here and now; see `load_graph` and `make_task`.
-
-    Raises:
-        ContractError: Something is not as the config says, or a file cannot be read; the message names it.
-    """
-    checked = load_graph(directory, name, version, device, threads, wanted)
-    task = make_task(checked.config, checked.files)
-    return Loaded(checked.config, checked.graph, task, checked.variant)
-
-
-def make_task(config: ModelConfig, files: Mapping[str, bytes]) -> Task:
-    """The task of a model.
-
-    Raises:
-        ContractError: A file it needs is missing or unreadable.
-    """
-    spec = config.task
-    if isinstance(spec, NextWord):
-        if spec.tokenizer not in files:
-            raise ContractError(f"{CONFIG_FILE} lists no hash for {spec.tokenizer}")
-        return NextWordTask(config, spec, files[spec.tokenizer])
-    if isinstance(spec, Sentiment):
-        if spec.tokenizer not in files:
-            raise ContractError(f"{CONFIG_FILE} lists no hash for {spec.tokenizer}")
-        return SentimentTask(config, spec, files[spec.tokenizer])
-    if isinstance(spec, Ner):
-        for name in (spec.tokenizer, *spec.lists):
-            if name not in files:
-                raise ContractError(f"{CONFIG_FILE} lists no hash for {name}")
-        return NerTask(config, spec, files)
-    if isinstance(spec, Labels):
-        return LabelsTask(config, spec)
-    if isinstance(spec, Forecast):
-        return ForecastTask(config, spec)
-    return TensorsTask(config)

@@ -18,6 +18,9 @@ _LAST_PORT = 65535
 _BOOLEANS = {"1": True, "true": True, "0": False, "false": False}
 
 
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+
 class SettingsError(ValueError):
     """A setting that cannot be meant; the message names it."""
 
@@ -60,7 +63,7 @@ class Settings:
     models: Path = Path("exported")
     host: str = "127.0.0.1"
     port: int = 8000
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceChoice = "auto"
     variant: Arithmetic = "exact"
     deterministic: bool = False
     threads: int = 1

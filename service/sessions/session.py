@@ -6,17 +6,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from service.engine.arena import Slot
-from service.engine.engine import Engine
 from service.engine.scheduler import Flow, flow_of
 from service.errors import Invalid, PayloadMismatch, WrongSeq
 from service.journal.protocol import Identity, Reply, Stored
+
+if TYPE_CHECKING:
+    # Tasks need `Chunk`, and with the engine come asyncio and the metrics: models begin to load before those are there.
+    from service.engine.engine import Engine
 
 _ID = re.compile(r"[A-Za-z0-9._~-]{1,128}")
 # Bytes of a payload that is no longer than what would stand for it.

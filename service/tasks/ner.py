@@ -14,11 +14,11 @@ from typing import Any
 import numpy.typing as npt
 
 from service.contract import ModelConfig, Ner
-from service.entities import Chain, Entity, WordNumbers, places, with_lists
+from service.entities import Chain, Entity, WordNumbers, places
 from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.protocol import Outputs, Parameters, join_pieces, kind
-from service.tasks.vocabulary import read_lines, read_vocabulary
+from service.tasks.vocabulary import read_known
 from service.text import composed
 
 
@@ -42,8 +42,7 @@ class NerTask:
     text = True
 
     def __init__(self, config: ModelConfig, spec: Ner, files: Mapping[str, bytes]) -> None:
-        ids = read_vocabulary(files[spec.tokenizer], spec)
-        ids = with_lists(ids, [read_lines(files[name], name) for name in spec.lists])
+        ids = read_known(files, spec)
         (width,) = next(tensor.shape for tensor in config.inputs if tensor.shape)
         self._numbers = WordNumbers(ids, ids[spec.unknown_token], spec.characters, width)
         self._chain = Chain(spec.labels, spec.transitions)

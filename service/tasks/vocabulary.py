@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
 
 from service.contract import ContractError, Ner, NextWord, Sentiment
+from service.entities import with_lists
 
 
 class _Added(msgspec.Struct):
@@ -28,9 +31,12 @@ class _File(msgspec.Struct):
 
 _read = msgspec.json.Decoder(_File).decode
 
+# Models of one kind often share a file; the same words need not be kept, nor read, for each.
+_SHARED = 8
 
-def read_vocabulary(content: bytes, spec: NextWord | Ner | Sentiment) -> dict[str, int]:
-    """Ids of the words of a tokenizer file.
+
+def read_vocabulary(content: bytes, spec: NextWord | Ner | Sentiment) -> Mapping[str, int]:
+    """Ids of the words of a tokenizer file; the same mapping for the same file.
 
     Args:
         content: The file, in the format of the `tokenizers` library (WordLevel).
@@ -40,10 +46,9 @@ def read_vocabulary(content: bytes, spec: NextWord | Ner | Sentiment) -> dict[st
         ContractError: It cannot be read, its ids are not those, or it has no unknown word.
     """
     try:
-        file = _read(content)
+        vocabulary = _words(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ContractError(f"{spec.tokenizer} cannot be read: {error}") from None
-    vocabulary = file.model.vocab | {token.content: token.id for token in file.added_tokens}
     if sorted(vocabulary.values()) != list(range(spec.vocab_size)):
         raise ContractError(
             f"{spec.tokenizer} has {len(vocabulary)} words, the model {spec.vocab_size}"
@@ -53,16 +58,33 @@ def read_vocabulary(content: bytes, spec: NextWord | Ner | Sentiment) -> dict[st
     return vocabulary
 
 
-def read_lines(content: bytes, name: str) -> list[str]:
-    """Words of a list, one on each line.
+@functools.lru_cache(_SHARED)
+def _words(content: bytes) -> dict[str, int]:
+    file = _read(content)
+    return file.model.vocab | {token.content: token.id for token in file.added_tokens}
+
+
+def read_known(files: Mapping[str, bytes], spec: Ner) -> Mapping[str, int]:
+    """Ids of the words of a tokenizer file and of lists of words, of which each has an id of its own.
 
     Args:
-        content: The file.
-        name: Its name, for errors.
+        files: Content of the files, by name.
+        spec: Their names, and what else `read_vocabulary` has to know.
 
     Raises:
-        ContractError: It is not UTF-8.
+        ContractError: See `read_vocabulary`; or a list is not UTF-8.
     """
+    read_vocabulary(files[spec.tokenizer], spec)
+    lists = tuple((name, files[name]) for name in spec.lists)
+    return _known(files[spec.tokenizer], lists)
+
+
+@functools.lru_cache(_SHARED)
+def _known(tokenizer: bytes, lists: tuple[tuple[str, bytes], ...]) -> Mapping[str, int]:
+    return with_lists(_words(tokenizer), [_lines(*named) for named in lists])
+
+
+def _lines(name: str, content: bytes) -> list[str]:
     try:
         return content.decode().removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from service.contract import Batching
-from service.repository import load_model
+from service.loading import load_model
 from service.sessions.session import Chunk
 from service.sessions.table import Wanted
 from tests.engines import PATIENCE_S, load_graph, running, table

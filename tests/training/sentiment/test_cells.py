@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from service.contract import Sentiment
-from service.repository import load_model
+from service.loading import load_model
 from service.settings import Settings
 from tests.integration.inside import serving
 from training import cli, runs
