@@ -32,7 +32,9 @@ class HostStates:
         }
         self._initial = {s.input_name: s.initial_array() for s in config.state}
         self._outputs = [s.output_name for s in config.state]
+        self._pairs = [(self._rows[s.input_name], s.output_name) for s in config.state]
         self._shapes = {t.name: t.shape for t in config.outputs}
+        self._state_shapes = [(s.output_name, s.shape) for s in config.state]
         self.row_bytes = config.state_nbytes
         self.reset(0)
 
@@ -65,22 +67,30 @@ class HostStates:
         self, feeds: Mapping[str, Array], wanted: Sequence[str], result: Mapping[str, Array]
     ) -> None:
         batch = feeds[self._config.inputs[0].name].shape[:2]
-        due = {name: batch + self._shapes[name] for name in wanted}
-        due |= {s.output_name: batch[:1] + s.shape for s in self._config.state}
-        if any(result[name].shape != shape for name, shape in due.items()):
-            found = {name: result[name].shape for name in due}
-            raise ValueError(f"the graph's outputs are {found}, config.json says {due}")
+        for name in wanted:
+            if result[name].shape != batch + self._shapes[name]:
+                raise _bent(name, result, batch + self._shapes[name])
+        for name, shape in self._state_shapes:
+            if result[name].shape != batch[:1] + shape:
+                raise _bent(name, result, batch[:1] + shape)
 
     def _scatter(
         self, rows: npt.NDArray[np.int64], result: Mapping[str, Array], finite: Finite
     ) -> None:
-        chosen = slice(None) if finite.all() else np.flatnonzero(finite)
-        for state in self._config.state:
-            name = state.input_name
-            self._rows[name][rows[chosen]] = result[state.output_name][chosen]
+        if finite.all():
+            for held, name in self._pairs:
+                held[rows] = result[name]
+        else:
+            chosen = np.flatnonzero(finite)
+            for held, name in self._pairs:
+                held[rows[chosen]] = result[name][chosen]
         if not rows.all():
             # Rows that fill a batch up were written too; what they hold would grow from batch to batch.
             self.reset(0)
+
+
+def _bent(name: str, result: Mapping[str, Array], due: tuple[int, ...]) -> ValueError:
+    return ValueError(f"the graph's {name} is {result[name].shape}, config.json says {due}")
 
 
 def _finite_rows(

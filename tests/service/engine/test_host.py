@@ -55,6 +55,6 @@ def test_rows_of_scratch_fill_a_batch_up_and_leave_nothing_behind() -> None:
 
 def test_an_answer_of_another_shape_raises_before_anything_is_written() -> None:
     states = HostStates(Bent(*summing(STATES)), 1)
-    with pytest.raises(ValueError, match="the graph's outputs are"):
+    with pytest.raises(ValueError, match="the graph's n_out is"):
         step(states, [1], [[1]], [1])
     assert states.read(1)["a"].tolist() == [0, 0]
