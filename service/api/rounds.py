@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
+from prometheus_client import Counter
 
 from service.api import http
 from service.engine.sampling import Sampling
@@ -33,8 +34,14 @@ class Row(Protocol):
     sampling: Sampling
     """How."""
 
+    passing: tuple[str, ...]
+    """See `Writer.passing`."""
+
     numbers: Iterator[float]
     """Its random numbers, the next of which is due."""
+
+    generated: Counter
+    """Counts tokens."""
 
     @property
     def open(self) -> bool:
@@ -61,20 +68,21 @@ class Rounds:
 
     def _choose(self) -> None:
         due, self._due = self._due, []
-        models: dict[Writer, list[Row]] = {}
+        alike: dict[tuple[Writer, tuple[str, ...]], list[Row]] = {}
         for row in due:
             if row.open:
-                models.setdefault(row.writer, []).append(row)
-        for writer, rows in models.items():
-            _choose(writer, rows)
+                alike.setdefault((row.writer, row.passing), []).append(row)
+        for (writer, passing), rows in alike.items():
+            _choose(writer, passing, rows)
 
 
-def _choose(writer: Writer, rows: list[Row]) -> None:
+def _choose(writer: Writer, passing: tuple[str, ...], rows: list[Row]) -> None:
     try:
         chosen = writer.choose(
             [row.outputs for row in rows],
             [row.sampling for row in rows],
             np.array([next(row.numbers) for row in rows]),
+            passing,
         )
     except Exception:
         # A fault of ours; nobody is to wait for what will not come.
@@ -82,6 +90,7 @@ def _choose(writer: Writer, rows: list[Row]) -> None:
         for row in rows:
             row.fail(http.fault())
         return
+    rows[0].generated.inc(len(rows))
     for row, (token, logprob) in zip(rows, chosen, strict=True):
         try:
             row.chosen(token, logprob)

@@ -158,12 +158,13 @@ class Writing:
         self.writer = served.task.writer
         self._wanted = _generation(options)
         self.sampling = self._wanted.sampling
+        self.passing = self.writer.passing(self.sampling)
         self._steps = Wanted(
             self._task.outputs,
             context.deadline(options.timeout_s),
-            self.writer.passing(self.sampling),
+            self.passing,
         )
-        self._generated = context.metrics.generated.labels(
+        self.generated = context.metrics.generated.labels(
             served.config.name, str(served.config.version)
         )
         self.seed = self._wanted.seed
@@ -254,7 +255,7 @@ class Writing:
             return
         assert self._session is not None
         assert self._session.reply is not None
-        self._ready(self._session.reply.outputs)
+        self._ready_again(self._session.reply.outputs)
 
     def _find_begun(
         self, session: Session, prompt: Chunk | None, seq: int | None, after: int | None
@@ -301,7 +302,7 @@ class Writing:
             self.close()
             return
         self.numbers = uniforms(self.seed, len(written.tokens))
-        self._ready(session.reply.outputs)
+        self._ready_again(session.reply.outputs)
 
     # From token to token.
 
@@ -314,6 +315,9 @@ class Writing:
     def _applied(self, outcome: Applied | Exception) -> None:
         if isinstance(outcome, Exception):
             self.fail(outcome)
+        elif outcome.duplicate:
+            self._seq = outcome.seq
+            self._ready_again(outcome.outputs)
         else:
             self._seq = outcome.seq
             self._arrived(outcome.outputs, outcome.seq)
@@ -338,20 +342,23 @@ class Writing:
 
     def _ready(self, outputs: Outputs) -> None:
         """The next token is due."""
-        try:
-            self.writer.check(outputs, self.sampling)
-        except ServiceError as error:
-            self.fail(error)
-            return
         self.outputs = outputs
         if self._unread is not None and len(self._unread) >= AHEAD:
             self._waits = True
         else:
             self._context.rounds.add(self)
 
+    def _ready_again(self, outputs: Outputs) -> None:
+        """The next token is due, after outputs that were kept for a reply."""
+        try:
+            self.writer.check(outputs, self.sampling)
+        except Invalid as error:
+            self.fail(error)
+        else:
+            self._ready(outputs)
+
     def chosen(self, token: int, logprob: float) -> None:
         """See `Row.chosen`."""
-        self._generated.inc()
         assert self._fed is not None
         added = self.writer.add(self.written, self._wanted, token, logprob)
         if added.finish is None or self._fed.takes_last:

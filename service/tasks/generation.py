@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -168,6 +169,7 @@ class Writer:
         outputs: Sequence[Outputs],
         how: Sequence[Sampling],
         uniform: npt.NDArray[np.float64],
+        passing: tuple[str, ...],
     ) -> list[tuple[int, float]]:
         """Choose the next token of each of R texts.
 
@@ -175,38 +177,23 @@ class Writer:
             outputs: Of each text, as `check` passed them; the last time step counts.
             how: Settings of each.
             uniform: One number in [0, 1) for each, (R,).
+            passing: What `passing` says of the settings, the same for all.
 
         Returns:
             Id of the token of each text, and its log-probability under the model.
         """
-        full = [bool(self.passing(each)) for each in how]
-        if not any(full):
-            return self._choose_of_best(outputs, how, uniform)
-        chosen: list[tuple[int, float]] = [(0, 0.0)] * len(outputs)
-        for of_all in (False, True):
-            rows = [row for row, each in enumerate(full) if each is of_all]
-            if rows:
-                choose = self._choose_of_all if of_all else self._choose_of_best
-                some = choose([outputs[i] for i in rows], [how[i] for i in rows], uniform[rows])
-                for row, each in zip(rows, some, strict=True):
-                    chosen[row] = each
-        return chosen
-
-    def _choose_of_best(
-        self, outputs: Sequence[Outputs], how: Sequence[Sampling], uniform: npt.NDArray[np.float64]
-    ) -> list[tuple[int, float]]:
-        ids, scores = _last(outputs, "top_indices"), _last(outputs, "top_scores")
-        banned = None if self._unknown is None else ids == self._unknown
-        at = choose(scores, how, uniform, banned)
-        rows = np.arange(len(at))
-        return _pairs(ids[rows, at], scores[rows, at], outputs)
-
-    def _choose_of_all(
-        self, outputs: Sequence[Outputs], how: Sequence[Sampling], uniform: npt.NDArray[np.float64]
-    ) -> list[tuple[int, float]]:
-        logits = _last(outputs, "logits")
-        ids = choose_of_all(logits, how, uniform, self._unknown)
-        return _pairs(ids, logits[np.arange(len(ids)), ids], outputs)
+        rows = np.arange(len(how))
+        if passing:
+            logits = _last(outputs, "logits")
+            ids = choose_of_all(logits, how, uniform, self._unknown)
+            scores = logits[rows, ids]
+        else:
+            candidates, best = _last(outputs, "top_indices"), _last(outputs, "top_scores")
+            banned = None if self._unknown is None else candidates == self._unknown
+            at = choose(best, how, uniform, banned)
+            ids, scores = candidates[rows, at], best[rows, at]
+        logprobs = scores.astype(np.float64) - _last(outputs, "logsumexp").astype(np.float64)
+        return list(zip(ids.tolist(), logprobs.tolist(), strict=True))
 
     def add(self, written: Written, wanted: Generation, chosen: int, logprob: float) -> Token:
         """Put a chosen token on its way: it is `written.pending` until it is settled."""
@@ -240,16 +227,9 @@ class Writer:
         return running.unsent + addition, word
 
 
-def _last(outputs: Sequence[Outputs], name: str) -> npt.NDArray[np.generic]:
+def _last(outputs: Sequence[Outputs], name: str) -> npt.NDArray[Any]:
     """An output at the last time step of each text, (R, *shape)."""
     return np.concatenate([each[name][-1:] for each in outputs])
-
-
-def _pairs(
-    ids: npt.NDArray[np.generic], scores: npt.NDArray[np.generic], outputs: Sequence[Outputs]
-) -> list[tuple[int, float]]:
-    logprobs = scores.astype(np.float64) - _last(outputs, "logsumexp").astype(np.float64)
-    return list(zip(ids.tolist(), logprobs.tolist(), strict=True))
 
 
 def _until_stop(pending: str, stop: tuple[str, ...], *, last: bool) -> tuple[str, str, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from asyncio.trsock import TransportSocket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -90,6 +91,7 @@ class Running:
     http: httpx.AsyncClient
     port: int
     gates: dict[str, Gate] = field(default_factory=dict)
+    listening: TransportSocket | None = None
 
     @property
     def url(self) -> str:
@@ -129,7 +131,8 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
     running = Running(context, clock, client, 0)
     try:
         await running.until(lambda: task.done() or (server.started and context.repository.ready))
-        running.port = server.servers[0].sockets[0].getsockname()[1]
+        running.listening = server.servers[0].sockets[0]
+        running.port = running.listening.getsockname()[1]
         client.base_url = httpx.URL(running.url)
         yield running
         await _check_nothing_is_left(running)

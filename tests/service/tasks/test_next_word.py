@@ -103,7 +103,7 @@ async def write(
     tokens: list[Token] = []
     while len(tokens) < limit and not written.finished:
         writer.check(outputs, wanted.sampling)
-        (chosen,) = writer.choose([outputs], [wanted.sampling], np.array([next(numbers)]))
+        (chosen,) = writer.choose([outputs], [wanted.sampling], np.array([next(numbers)]), passing)
         token, seq = writer.add(written, wanted, *chosen), None
         if token.finish is None or feed_last:
             outputs, seq = await step(writer.chunk(token), passing)
