@@ -1,120 +1,122 @@
-"""`make bench`: measure everything in one run; writes results/<device>.json and results/README.md."""
+"""`make bench`: measure everything in one run; writes results/<device>.json, pictures and results/README.md."""
 
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import platform
+import resource
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import msgspec
-import uvloop
 
-from benchmarks import inside, report, wire
-from benchmarks.server import Server, running
-from benchmarks.tape import MODELS, Model, load
-from service.__main__ import SWITCH_S
-from service.engine.graph import choose_device
+from benchmarks import (
+    deterministic,
+    frames,
+    generation,
+    http,
+    inside,
+    latency,
+    models,
+    overload,
+    plots,
+    quantised,
+    report,
+    resident,
+    start,
+)
+from benchmarks.aims import aims
+from benchmarks.bench import Bench
+from benchmarks.raw import CLIENT_CORE, CORES, SERVER_CORE
 
 RESULTS = Path(__file__).parent / "results"
-NAMES = ("next-word-lstm", "weekend-planner")
-RESIDENT = 1000
+DEVICE = "cpu"
+PARTS: dict[str, Callable[[Bench], Any]] = {
+    "start": start.measure,
+    "inside": inside.measure,
+    "http": http.measure,
+    "frames": frames.measure,
+    "generation": generation.measure,
+    "latency": latency.measure,
+    "overload": overload.measure,
+    "resident": resident.measure,
+    "deterministic": deterministic.measure,
+    "quantised": quantised.measure,
+}
 _PACKAGES = frozenset(
     ("onnxruntime", "onnxruntime-gpu", "numpy", "fastapi", "starlette", "uvicorn", "uvloop", "websockets")
 )  # fmt: skip
+# Overload and its answers take a thousand connections.
+_FILES = 4096
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point. Only a run of everything is written down; a part is printed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each measurement")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each turn over the wire")
+    parser.add_argument("--only", help=f"some of {','.join(PARTS)}")
+    parser.add_argument(
+        "--quick", action="store_true", help="rough figures, in a tenth of the time"
+    )
+    parser.add_argument("--rounds", type=int, help="turns of each measurement")
+    parser.add_argument("--seconds", type=float, help="of each turn")
+    parser.add_argument("--results", type=Path, help="where to write, be it a part")
     arguments = parser.parse_args()
-    sys.setswitchinterval(SWITCH_S)
-    result = uvloop.run(_measure(arguments.rounds, arguments.seconds))
-    RESULTS.mkdir(exist_ok=True)
-    data = msgspec.json.format(msgspec.json.encode(result), indent=1)
-    (RESULTS / f"{result['device']}.json").write_bytes(data + b"\n")
-    results = [msgspec.json.decode(path.read_bytes()) for path in sorted(RESULTS.glob("*.json"))]
-    (RESULTS / "README.md").write_text(report.render(results))
+    wanted = arguments.only.split(",") if arguments.only else list(PARTS)
+    if unknown := set(wanted) - PARTS.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(PARTS)}")
+    quick = arguments.quick
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(_FILES, hard)), hard))
+    bench = Bench(
+        models=models.cached(),
+        shipped=Path("exported"),
+        seconds=arguments.seconds or (0.5 if quick else 2.0),
+        rounds=arguments.rounds or (1 if quick else 3),
+        quick=quick,
+    )
+    result = run(bench, wanted)
     print(report.render([result]))
+    everything = set(wanted) == PARTS.keys() and not quick
+    if directory := arguments.results or (RESULTS if everything else None):
+        save(result, directory)
+    missed = [aim.name for aim in aims(result["parts"]) if not aim.met]
+    print(f"{len(missed)} aims missed", *missed, sep="\n  ", file=sys.stderr)
 
 
-async def _measure(rounds: int, seconds: float) -> dict[str, Any]:
+def run(bench: Bench, wanted: list[str]) -> dict[str, Any]:
+    """Measure some parts, in their order."""
+    circumstances = _circumstances(bench)
     started = time.perf_counter()
-    device = choose_device("auto")
-    circumstances = _circumstances(device)
-    models = [load(name, device) for name in NAMES]
-    # As the service does once its models are loaded.
-    gc.collect()
-    gc.freeze()
-    in_process = []
-    for model in models:
-        print(f"in process: {model.name}", file=sys.stderr)
-        in_process += await inside.measure(model, 3 * rounds, seconds / 3)
-    ready = []
-    for _ in range(rounds):
-        with running() as server:
-            ready.append(server.ready_s)
-            memory = await _memory(server, models[0])
-    with running() as server:
-        over_wire = await _over_wire(server, models, rounds, seconds)
-    return circumstances | {
-        "inside": in_process,
-        "start": {"ready_s": median(ready)} | memory,
-        "wire": over_wire,
-        "took_s": round(time.perf_counter() - started),
-    }
+    parts: dict[str, Any] = {}
+    for name, measure in PARTS.items():
+        if name in wanted:
+            begun = time.perf_counter()
+            print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
+            parts[name] = measure(bench)
+            print(f"{time.perf_counter() - begun:.0f} s", file=sys.stderr)
+    return circumstances | {"took_s": round(time.perf_counter() - started), "parts": parts}
 
 
-async def _memory(server: Server, model: Model) -> dict[str, Any]:
-    """Resident memory when ready, and with sessions that each hold their state and took a step."""
-    before = server.resident_bytes
-    ids = await wire.open_sessions(server.port, model.name, RESIDENT)
-    players = [wire.Player(model.tapes[0], session) for session in ids]
-    await wire.WAYS[1].play(server.port, players, seconds=0.0)
-    after = server.resident_bytes
-    return {
-        "ready_bytes": before,
-        "sessions": RESIDENT,
-        "sessions_bytes": after,
-        "session_bytes": (after - before) / RESIDENT,
-        "state_bytes": model.graph.config.state_nbytes,
-    }
+def save(result: dict[str, Any], directory: Path) -> None:
+    """Write a result, its pictures, and the page of all results."""
+    directory.mkdir(parents=True, exist_ok=True)
+    data = msgspec.json.format(msgspec.json.encode(result), indent=1)
+    (directory / f"{result['device']}.json").write_bytes(data + b"\n")
+    plots.draw(result["parts"], directory, result["device"])
+    results = [msgspec.json.decode(path.read_bytes()) for path in sorted(directory.glob("*.json"))]
+    page = report.render([each for each in results if "parts" in each])
+    (directory / "README.md").write_text(page)
 
 
-async def _over_wire(
-    server: Server, models: list[Model], rounds: int, seconds: float
-) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for model in models:
-        for way in wire.WAYS:
-            print(f"over the wire: {model.name}, {way.name}", file=sys.stderr)
-            turns: dict[int, list[dict[str, float]]] = {count: [] for count in wire.SESSIONS}
-            for _ in range(rounds):
-                for count, found in turns.items():
-                    found.append(await wire.measure(way, server, model, count, seconds))
-            for count, found in turns.items():
-                figures = {name: median(each[name] for each in found) for name in found[0]}
-                ratio = figures["steps_s"] / median(each["steps_s"] for each in turns[1])
-                rows.append(
-                    {"model": model.name, "way": way.name, "sessions": count}
-                    | figures
-                    | {"ratio": ratio}
-                )
-    return rows
-
-
-def _circumstances(device: str) -> dict[str, Any]:
+def _circumstances(bench: Bench) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,
@@ -122,9 +124,12 @@ def _circumstances(device: str) -> dict[str, Any]:
         check=False,
     )
     return {
-        "device": device,
+        "device": DEVICE,
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(CORES),
+        "server_core": SERVER_CORE,
+        "client_core": CLIENT_CORE,
+        "rounds": bench.rounds,
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         "versions": {d.name: d.version for d in distributions() if d.name in _PACKAGES},
@@ -132,10 +137,8 @@ def _circumstances(device: str) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "models": {
-            name: msgspec.json.decode((MODELS / name / "1" / "config.json").read_bytes())["files"][
-                "model.onnx"
-            ]
-            for name in NAMES
+            path.parts[-3]: msgspec.json.decode(path.read_bytes())["files"]["model.onnx"]
+            for path in sorted(bench.models.glob("*/*/config.json"))
         },
     }
 

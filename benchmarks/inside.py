@@ -1,4 +1,4 @@
-"""In this process: bare ONNX Runtime, the engine, and sessions on top, at equal batch, in turns.
+"""In this process: bare ONNX Runtime, the engine, and sessions on top, at equal batch, in turns, all on one core.
 
 The machine may be busy with other things, so they take turns and each round gives one ratio; the median counts.
 CPU time is what the whole process used, all threads.
@@ -7,18 +7,24 @@ CPU time is what the whole process used, all threads.
 from __future__ import annotations
 
 import asyncio
-import copy
+import gc
+import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from itertools import cycle
+from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
 import msgspec
 import numpy as np
+import uvloop
 
-from benchmarks.tape import LENGTH, Arrays, Model, Tape
+from benchmarks.bench import Bench
+from benchmarks.models import GRU, NAMES
+from benchmarks.raw import SERVER_CORE, Arrays, Speed, pinned
+from benchmarks.tape import TAPES, Model, Numbers, Tape
+from service.__main__ import SWITCH_S
 from service.engine.engine import Engine, Limits
 from service.engine.graph import Graph
 from service.journal.memory import MemoryJournal
@@ -27,68 +33,167 @@ from service.sessions.session import Chunk
 from service.sessions.table import Policy, Sessions, Wanted
 
 BATCHES = (1, 8, 64)
+GRU_BATCHES = (*BATCHES, 128)
 _END = np.zeros(1, np.intp)
 _FOREVER = float("inf")
 
-
-@dataclass(frozen=True)
-class Speed:
-    """Steps a second, and microseconds of CPU a step."""
-
-    steps_s: float
-    cpu_us: float
+Row = dict[str, Any]
+# Queues the step at a place of a session's tape, and has its outcome told.
+Begin = Callable[[int, Callable[[Any], None]], None]
+# The sessions of a turn, each with its tape, and what ends them.
+Players = tuple[list[tuple[Tape, Begin]], Callable[[], Awaitable[None]]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Played:
-    """Steps taken, and each session's answers, to be compared when the clock has stopped."""
+    """One session's answers, to be compared when the clock has stopped."""
 
-    steps: int
-    answers: list[tuple[Tape, list[Arrays]]]
+    tape: Tape
+    outputs: list[Arrays] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Compare every answer."""
+        if not self.outputs:
+            return
+        at = np.arange(len(self.outputs))
+        columns = {
+            name: np.concatenate([outputs[name] for outputs in self.outputs])
+            for name in self.outputs[0]
+        }
+        answers = self.tape.answers
+        if isinstance(answers, Numbers):
+            answers.compare(at, columns[answers.name])
+        else:
+            scores = np.exp(columns["top_scores"] - columns["logsumexp"][:, None])
+            answers.compare(at, columns["top_indices"][:, :5], scores[:, :5])
 
 
-async def measure(model: Model, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """Measure one model at every batch size: one row each."""
-    return [await _measure_batch(model, batch, rounds, seconds) for batch in BATCHES]
+def measure(bench: Bench) -> list[Row]:
+    """Every model at every batch size: one row each."""
+    rows = []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        with pinned(SERVER_CORE):
+            for name in NAMES:
+                model = bench.model(name)
+                # As the service does once its models are loaded.
+                gc.collect()
+                gc.freeze()
+                batches = GRU_BATCHES if name == GRU else BATCHES
+                rows += [uvloop.run(_measure(bench, model, batch)) for batch in batches]
+    finally:
+        sys.setswitchinterval(interval)
+        gc.unfreeze()
+    return rows
 
 
-async def _measure_batch(model: Model, batch: int, rounds: int, seconds: float) -> dict[str, Any]:
+async def _measure(bench: Bench, model: Model, batch: int) -> Row:
     metrics = Metrics()
-    limits = Limits(capacity=256, max_pending=4096, max_pending_tokens=2**20)
-    engine = Engine(_limited(model.graph, batch), limits, EngineMetrics(metrics, model.name, 1))
+    limits = Limits(capacity=512, max_pending=4096, max_pending_tokens=2**20)
+    batching = msgspec.structs.replace(model.raw.config.batching, max_batch_size=batch)
+    config = msgspec.structs.replace(model.raw.config, batching=batching)
+    graph = Graph(model.raw.path.read_bytes(), config)
+    engine = Engine(graph, limits, EngineMetrics(metrics, model.name, 1))
     engine.start()
     policy = Policy(max_sessions=10_000, evict_idle_s=60, snapshot_every=64)
     sessions = Sessions(MemoryJournal(10), lambda name, version: engine, policy, metrics)
-    ways: dict[str, Callable[[float], Awaitable[Played]]] = {
-        "raw": lambda end: _raw(model, batch, end),
-        "engine": lambda end: _closed_loop(batch, end, _by_engine, model, engine),
-        "full": lambda end: _closed_loop(2 * batch, end, _by_engine, model, engine),
-        "sessions": lambda end: _closed_loop(batch, end, _by_sessions, model, engine, sessions),
+    seconds = bench.seconds / 2
+    ways: dict[str, Callable[[], Awaitable[Speed]]] = {
+        "engine": lambda: _timed(_engines(model, engine, batch), seconds),
+        "full": lambda: _timed(_engines(model, engine, 2 * batch), seconds),
+        "sessions": lambda: _timed(_sessions(model, engine, sessions, batch), seconds),
     }
-    found: dict[str, list[Speed]] = {name: [] for name in ways}
-    for _ in range(rounds):
+    found: dict[str, list[Speed]] = {name: [] for name in ("raw", *ways)}
+    inputs = model.batches(batch)
+    for _ in range(bench.rounds):
+        found["raw"].append(model.raw.speed(batch, inputs, seconds))
         for name, way in ways.items():
-            found[name].append(await _timed(way, seconds))
+            found[name].append(await way())
     await engine.close()
     return {"model": model.name, "batch": batch} | _row(found)
 
 
-def _limited(graph: Graph, batch: int) -> Graph:
-    """The same graph, in batches of at most `batch`."""
-    batching = msgspec.structs.replace(graph.config.batching, max_batch_size=batch)
-    limited = copy.copy(graph)
-    limited.config = msgspec.structs.replace(graph.config, batching=batching)
-    return limited
-
-
-async def _timed(way: Callable[[float], Awaitable[Played]], seconds: float) -> Speed:
+async def _timed(players: Awaitable[Players], seconds: float) -> Speed:
+    """Let sessions that `players` makes step, each as soon as its last step is answered."""
+    begins, leave = await players
+    played = [Played(tape) for tape, _ in begins]
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    left = len(played)
     started, cpu = time.perf_counter(), time.process_time()
-    played = await way(started + seconds)
+    until = started + seconds
+
+    def go_on(place: int, outcome: Any) -> None:
+        nonlocal left
+        if isinstance(outcome, Exception):
+            if not ended.done():
+                ended.set_exception(outcome)
+            return
+        mine = played[place]
+        mine.outputs.append(getattr(outcome, "outputs", outcome))
+        at = len(mine.outputs)
+        tape, begin = begins[place]
+        if at < tape.length and time.perf_counter() < until:
+            begin(at, partial(go_on, place))
+            return
+        left -= 1
+        if not left:
+            ended.set_result(None)
+
+    for place, (_, begin) in enumerate(begins):
+        begin(0, partial(go_on, place))
+    await ended
     elapsed, cpu = time.perf_counter() - started, time.process_time() - cpu
-    for tape, answers in played.answers:
-        for at, outputs in enumerate(answers):
-            tape.check_outputs(at % LENGTH, outputs)
-    return Speed(played.steps / elapsed, cpu / played.steps * 1e6)
+    await leave()
+    for each in played:
+        each.check()
+    steps = sum(len(each.outputs) for each in played)
+    return Speed(steps / elapsed, cpu / steps * 1e6)
+
+
+async def _engines(model: Model, engine: Engine, count: int) -> Players:
+    """Sessions that are a slot of the engine each."""
+    outputs, name = model.raw.outputs, model.input
+    slots = [engine.take() for _ in range(count)]
+
+    def player(place: int) -> tuple[Tape, Begin]:
+        tape, slot = model.tapes[place % TAPES], slots[place]
+        assert slot is not None
+        arrays = [{name: tape.arrays[at : at + 1]} for at in range(tape.length)]
+
+        def begin(at: int, on_end: Callable[[Any], None]) -> None:
+            engine.begin(slot, arrays[at], _END, outputs, _FOREVER, on_end)
+
+        return tape, begin
+
+    async def leave() -> None:
+        for slot in slots:
+            assert slot is not None
+            engine.give_back(slot)
+
+    return [player(place) for place in range(count)], leave
+
+
+async def _sessions(model: Model, engine: Engine, sessions: Sessions, count: int) -> Players:
+    """Sessions as the service has them, with `seq` and the journal."""
+    wanted = Wanted(model.raw.outputs, _FOREVER)
+    opened = [(await sessions.create(engine, "benchmark", 60.0))[0] for _ in range(count)]
+
+    def player(place: int) -> tuple[Tape, Begin]:
+        tape, session = model.tapes[place % TAPES], opened[place]
+        chunks = [Chunk({model.input: tape.arrays[at : at + 1]}, _END) for at in range(tape.length)]
+
+        def begin(at: int, on_end: Callable[[Any], None]) -> None:
+            sessions.begin(session, chunks[at], wanted, at + 1, on_end)
+
+        return tape, begin
+
+    async def leave() -> None:
+        for session in opened:
+            await sessions.delete(session)
+
+    return [player(place) for place in range(count)], leave
 
 
 def _row(found: dict[str, list[Speed]]) -> dict[str, float]:
@@ -102,60 +207,3 @@ def _row(found: dict[str, list[Speed]]) -> dict[str, float]:
             row[f"{name}_ratio"] = median(a.steps_s / b.steps_s for a, b in pairs)
             row[f"{name}_cpu_ratio"] = median(b.cpu_us / a.cpu_us for a, b in pairs)
     return row
-
-
-async def _raw(model: Model, batch: int, end: float) -> Played:
-    """The same steps by a bare loop around ONNX Runtime, state handed on."""
-    config = model.graph.config
-    tapes = [tape for tape, _ in zip(cycle(model.tapes), range(batch), strict=False)]
-    inputs = [
-        {t.name: np.stack([tape.arrays[at][t.name] for tape in tapes]) for t in config.inputs}
-        for at in range(64)
-    ]
-    feeds = model.graph.scratch_feeds(batch, 1)
-    runs = 0
-    while time.perf_counter() < end:
-        feeds |= inputs[runs % len(inputs)]
-        result = model.graph.run(feeds, model.outputs)
-        feeds |= {s.input_name: result[s.output_name] for s in config.state}
-        runs += 1
-    return Played(runs * batch, [])
-
-
-async def _closed_loop(
-    count: int, end: float, play: Callable[..., Awaitable[None]], model: Model, *parts: Any
-) -> Played:
-    """Sessions that each send the next step when the last one is answered."""
-    answers: list[tuple[Tape, list[Arrays]]] = [
-        (tape, []) for tape, _ in zip(cycle(model.tapes), range(count), strict=False)
-    ]
-    await asyncio.gather(*(play(end, model, *each, *parts) for each in answers))
-    return Played(sum(len(each) for _, each in answers), answers)
-
-
-async def _by_engine(
-    end: float, model: Model, tape: Tape, answers: list[Arrays], engine: Engine
-) -> None:
-    while time.perf_counter() < end:
-        slot = engine.take()
-        assert slot is not None
-        for arrays in tape.arrays:
-            _, future = engine.submit(slot, arrays, _END, model.task.outputs, _FOREVER)
-            answers.append(await future)
-            if time.perf_counter() >= end:
-                break
-        engine.give_back(slot)
-
-
-async def _by_sessions(
-    end: float, model: Model, tape: Tape, answers: list[Arrays], engine: Engine, sessions: Sessions
-) -> None:
-    wanted = Wanted(model.task.outputs, _FOREVER)
-    while time.perf_counter() < end:
-        session, _ = await sessions.create(engine, "benchmark", 60.0)
-        for number, arrays in enumerate(tape.arrays, 1):
-            applied = await sessions.apply(session, Chunk(arrays, _END), wanted, number)
-            answers.append(applied.outputs)
-            if time.perf_counter() >= end:
-                break
-        await sessions.delete(session)

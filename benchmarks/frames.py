@@ -1,0 +1,222 @@
+"""Steps over one WebSocket: a frame carries one or more steps of many sessions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from benchmarks import sessions
+from benchmarks.bench import Bench
+from benchmarks.client import percentiles
+from benchmarks.models import NAMES
+from benchmarks.raw import CLIENT_CORE, Speed, pinned
+from benchmarks.server import Server, application, service
+from benchmarks.sources import Player, players
+from benchmarks.tape import Model, Tape, WrongAnswer
+from benchmarks.websocket import WebSocket
+
+# Sessions, steps of each in a frame, and frames on their way, among which the sessions are shared out: with two, one
+# is computed while the other is read and written; with one, it has all sessions in one batch.
+SHAPES = ((64, 1, 1), (64, 1, 2), (64, 16, 1), (64, 16, 2))
+_WARM_S = 0.3
+_ECHOED = b"x" * 27
+_ECHOES = 64
+
+Row = dict[str, Any]
+
+
+class _Head(msgspec.Struct):
+    """As much of an answer as has to be read at once."""
+
+    op: str
+    id: int
+
+
+class _Reply(msgspec.Struct):
+    first: int
+    seq: int
+    results: list[Any]
+
+
+class _Frame(msgspec.Struct):
+    replies: list[_Reply]
+
+
+_head = msgspec.msgpack.Decoder(_Head).decode
+_frame = msgspec.msgpack.Decoder(_Frame).decode
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame that was answered: when it was sent and answered, who stepped, from where, and the answer."""
+
+    sent: float
+    answered: float
+    players: Sequence[Player]
+    at: list[int]
+    answer: bytes
+
+
+def measure(bench: Bench) -> list[Row]:
+    """Every model and shape, in turns with bare ONNX Runtime."""
+    rows = []
+    with service(bench.models) as server:
+        for name in NAMES:
+            model = bench.model(name)
+            turns = [_turn(bench, server, model) for _ in range(bench.rounds)]
+            rows += [middle([turn[i] for turn in turns]) for i in range(len(turns[0]))]
+    return [*rows, echoes(bench)]
+
+
+def _turn(bench: Bench, server: Server, model: Model) -> list[Row]:
+    bare = model.raw.speed(64, model.batches(64), bench.seconds / 2)
+    return [beside(steps(bench, server, model, *shape), bare) for shape in SHAPES]
+
+
+def beside(row: Row, bare: Speed) -> Row:
+    """A row with what bare ONNX Runtime did just before, and its ratio to that, of speed and of CPU time."""
+    return row | {
+        "raw_steps_s": bare.steps_s,
+        "raw_cpu_us": bare.cpu_us,
+        "raw_ratio": row["steps_s"] / bare.steps_s,
+        "raw_cpu_ratio": bare.cpu_us / row["server_cpu_us"],
+    }
+
+
+def middle(rows: Sequence[Row]) -> Row:
+    """One row of the medians of several."""
+    return {
+        name: median(row[name] for row in rows) if isinstance(value, float) else value
+        for name, value in rows[0].items()
+    }
+
+
+def steps(bench: Bench, server: Server, model: Model, count: int, size: int, ahead: int) -> Row:
+    """`count` sessions with `size` steps each in every frame, and `ahead` frames on their way."""
+    with sessions.opened(server, model.name, count) as ids:
+        found = players(model, ids)
+        cpu = server.cpu_s
+        run = play(server.port, found, size, ahead, bench.seconds)
+        cpu = server.cpu_s - cpu
+    total = check(run.frames, size)
+    inside = [frame for frame in run.frames if run.begin <= frame.answered < run.end]
+    return {
+        "model": model.name,
+        "way": f"socket, {ahead} frame{'s' if ahead > 1 else ''} on the way",
+        "sessions": count,
+        "steps": size,
+        "frames": ahead,
+        "steps_s": sum(len(frame.players) for frame in inside) * size / (run.end - run.begin),
+        "server_cpu_us": cpu / total * 1e6,
+        "client_cpu_us": run.client_cpu_s / total * 1e6,
+    } | percentiles(np.array([frame.answered - frame.sent for frame in inside]))
+
+
+@dataclass(frozen=True)
+class Played:
+    """Frames, from when to when they count, and what they took of the client."""
+
+    frames: list[Frame]
+    begin: float
+    end: float
+    client_cpu_s: float
+
+
+def play(port: int, found: Sequence[Player], size: int, ahead: int, seconds: float) -> Played:
+    """Step all sessions for some time."""
+    groups = [found[number::ahead] for number in range(ahead)]
+    steps_of = {id(player.tape): _encoded(player.tape, size) for player in found}
+    frames: list[Frame] = []
+    sent = [0.0] * ahead
+    with pinned(CLIENT_CORE), WebSocket(port, sessions.STREAM) as socket:
+        cpu = time.thread_time()
+        begin = time.perf_counter() + _WARM_S
+        end = begin + seconds
+        for number, group in enumerate(groups):
+            sent[number] = time.perf_counter()
+            socket.send(_request(number, group, steps_of))
+        while ahead:
+            answer = socket.receive()
+            now = time.perf_counter()
+            head = _head(answer)
+            if head.op != "stepped":
+                raise WrongAnswer(f"a step frame was answered by {answer[:200]!r}")
+            group = groups[head.id]
+            frames.append(Frame(sent[head.id], now, group, [p.at for p in group], answer))
+            for player in group:
+                player.at += size
+            if now < end and group[0].at + size <= group[0].tape.length:
+                sent[head.id] = time.perf_counter()
+                socket.send(_request(head.id, group, steps_of))
+            else:
+                ahead -= 1
+        cpu = time.thread_time() - cpu
+    return Played(frames, begin, min(end, frames[-1].answered), cpu)
+
+
+def _encoded(tape: Tape, size: int) -> list[bytes]:
+    """MessagePack of the inputs of `size` steps, one list for each first step that is a multiple of it."""
+    encode = msgspec.msgpack.encode
+    return [encode(tape.inputs[at : at + size]) for at in range(0, tape.length, size)]
+
+
+def _request(number: int, group: Sequence[Player], steps_of: dict[int, list[bytes]]) -> bytes:
+    steps = []
+    for player in group:
+        encoded = steps_of[id(player.tape)]
+        size = player.tape.length // len(encoded)
+        inputs = msgspec.Raw(encoded[player.at // size])
+        steps.append({"session": player.session, "inputs": inputs, "seq": player.at + 1})
+    return msgspec.msgpack.encode({"op": "step", "id": number, "steps": steps})
+
+
+def check(frames: Sequence[Frame], size: int) -> int:
+    """Compare every answer; returns how many steps they are.
+
+    Raises:
+        WrongAnswer: One is not what ONNX Runtime alone computes, or not in its turn.
+    """
+    found: dict[int, tuple[Tape, list[int], list[Any]]] = {}
+    for frame in frames:
+        replies = _frame(frame.answer).replies
+        for player, at, reply in zip(frame.players, frame.at, replies, strict=True):
+            if (reply.first, reply.seq) != (at + 1, at + size):
+                raise WrongAnswer(f"steps from {at + 1} were answered by {reply}")
+            _, places, results = found.setdefault(id(player.tape), (player.tape, [], []))
+            places += range(at, at + size)
+            results += reply.results
+    for tape, places, results in found.values():
+        tape.answers.check(np.array(places), results)
+    return sum(len(places) for _, places, _ in found.values())
+
+
+def echoes(bench: Bench) -> Row:
+    """The bare echo of short messages on one socket, many on their way."""
+    with application("benchmarks.echo:app") as server, pinned(CLIENT_CORE):
+        cpu, client = server.cpu_s, time.process_time()
+        with WebSocket(server.port, "/") as socket:
+            for _ in range(_ECHOES):
+                socket.send(_ECHOED)
+            begin, count = time.perf_counter(), 0
+            while (now := time.perf_counter()) < begin + bench.seconds:
+                if socket.receive() != _ECHOED:
+                    raise WrongAnswer("the echo is not what was sent")
+                socket.send(_ECHOED)
+                count += 1
+        cpu, client = server.cpu_s - cpu, time.process_time() - client
+    return {
+        "model": "none",
+        "way": "WebSocket echo",
+        "sessions": 1,
+        "steps": 1,
+        "frames": _ECHOES,
+        "steps_s": count / (now - begin),
+        "server_cpu_us": cpu / count * 1e6,
+        "client_cpu_us": client / count * 1e6,
+    }

@@ -1,0 +1,103 @@
+"""Ten thousand sessions that live in memory: what they cost, and whether those that step feel them."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from benchmarks import sessions
+from benchmarks.bench import Bench
+from benchmarks.client import closed, percentiles
+from benchmarks.models import GRU, LSTM
+from benchmarks.server import Server, service
+from benchmarks.sources import Steps, players
+from benchmarks.tape import Model
+
+FEW, LINES = 64, 64
+_TOMBSTONES = 1000
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """Memory, then speed, then coming and going."""
+    many = round(bench.scaled(10_000, 200))
+    memory = [_memory(bench, bench.model(name), many) for name in (LSTM, GRU)]
+    with service(bench.models) as server:
+        speeds = [_speed(bench, server, bench.model(LSTM), many) for _ in range(bench.rounds)]
+    return {
+        "sessions": many,
+        "memory": memory,
+        "speed": {name: median(turn[name] for turn in speeds) for name in speeds[0]},
+        "cycles": _cycles(bench, bench.model(LSTM)),
+    }
+
+
+def _memory(bench: Bench, model: Model, many: int) -> dict[str, Any]:
+    """Resident memory of sessions that took a step and wait for the next."""
+    with service(bench.models) as server:
+        # What the first ones cost once and for all.
+        _step_each(server, model, sessions.open_(server, model.name, FEW))
+        before = server.resident_bytes
+        _step_each(server, model, sessions.open_(server, model.name, many))
+        after = server.resident_bytes
+    state = model.raw.config.state_nbytes
+    return {
+        "model": model.name,
+        "state_bytes": state,
+        "session_bytes": (after - before) / many,
+        "allowed_bytes": 2 * state + 1024,
+    }
+
+
+def _step_each(server: Server, model: Model, ids: list[str]) -> None:
+    source = _Once(players(model, ids))
+    run = closed(server.port, [(source, LINES)], 600.0, warm_s=0.0)
+    if source.check(run.replies) != len(ids):
+        raise RuntimeError("a session did not step")
+
+
+class _Once(Steps):
+    """Each session takes one step."""
+
+    def done(self, tag: Any, response: bytes) -> None:
+        """See `Source`."""
+
+
+def _speed(bench: Bench, server: Server, model: Model, many: int) -> dict[str, float]:
+    """As many requests on their way either way, of the few sessions or of all in turn."""
+    figures: dict[str, float] = {}
+    for name, count in (("few", FEW), ("many", many)):
+        with sessions.opened(server, model.name, count) as ids:
+            source = Steps(players(model, ids))
+            run = closed(server.port, [(source, LINES)], bench.scaled(2, 1) * bench.seconds)
+        source.check(run.replies)
+        found = percentiles(run.latencies())
+        figures |= {f"{name}_steps_s": run.rate(), f"{name}_p99_ms": found["p99_ms"]}
+    figures["ratio"] = figures["many_steps_s"] / figures["few_steps_s"]
+    figures["p99_ratio"] = figures["many_p99_ms"] / figures["few_p99_ms"]
+    return figures
+
+
+def _cycles(bench: Bench, model: Model) -> dict[str, Any]:
+    """Resident memory over sessions that are opened, step not, and are closed."""
+    total = round(bench.scaled(100_000, 2000))
+    part = total // 10
+    # How many ended sessions are remembered is bounded by a setting; the bound is reached in the first part.
+    settings = {"SEQSERVE_MAX_TOMBSTONES": str(min(_TOMBSTONES, part))}
+    with service(bench.models, settings) as server:
+        _come_and_go(server, model, part)
+        resident = [server.resident_bytes]
+        for _ in range(10):
+            _come_and_go(server, model, part)
+            resident.append(server.resident_bytes)
+    return {
+        "cycles": total,
+        "resident_bytes": resident,
+        "growth_bytes": resident[-1] - resident[0],
+    }
+
+
+def _come_and_go(server: Server, model: Model, count: int) -> None:
+    block = 500
+    for start in range(0, count, block):
+        size = min(block, count - start)
+        sessions.close(server, sessions.open_(server, model.name, size))

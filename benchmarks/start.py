@@ -1,0 +1,28 @@
+"""From exec to ready with every shipped model, and what the process holds then."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from benchmarks.bench import Bench
+from benchmarks.server import service
+
+STARTS = 5
+
+
+def measure(bench: Bench) -> dict[str, Any]:
+    """Several starts, on all cores and on one."""
+    found: dict[str, list[tuple[float, float, int]]] = {"all": [], "one": []}
+    for _ in range(round(bench.scaled(STARTS, 1))):
+        for name, turns in found.items():
+            with service(bench.shipped, own_core=name == "one") as server:
+                turns.append((server.ready_s, server.cpu_s, server.resident_bytes))
+    every, one = found["all"], found["one"]
+    return {
+        "models": sum(1 for _ in bench.shipped.glob("*/*/config.json")),
+        "ready_s": median(turn[0] for turn in every),
+        "ready_cpu_s": median(turn[1] for turn in every),
+        "ready_one_core_s": median(turn[0] for turn in one),
+        "resident_bytes": median(turn[2] for turn in every),
+    }
