@@ -13,19 +13,27 @@ from pathlib import Path
 from service import __version__
 from service.contract import CONFIG_FILE, ContractError, decode_config
 from service.loading import models_of
-from service.settings import Settings, SettingsError, from_environ
+from service.settings import PREFIX, Settings, SettingsError, from_environ
 
 SWITCH_S = 0.0002
 
 
 def serve(settings: Settings) -> None:
-    """Run the service until a signal."""
+    """Run the service until a signal; end at once, with status 1, where it is to run on a GPU that does not compute."""
     # How long a busy event loop may keep a model's thread from going on. Python's 5 ms is longer than most models run.
     sys.setswitchinterval(SWITCH_S)
     # All that is made from here until the models are loaded stays; `app` ends this.
     gc.disable()
     # Nothing here is for the threads of numpy's linear algebra, and to start them takes as long as to import numpy.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if settings.device == "cuda":
+        from service.engine.graph import DeviceMissing, require_cuda
+
+        # Now, and not model by model: a service that cannot do what it was asked for does not start.
+        try:
+            require_cuda()
+        except DeviceMissing as error:
+            raise SystemExit(f"seqserve: {PREFIX}DEVICE=cuda, but {error}") from error
     loading = models_of(settings)
     loading.begin()
     # While files are read: what the threads that load need next; while models load: all the rest.

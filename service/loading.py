@@ -32,7 +32,7 @@ from service.contract import (
 from service.settings import DeviceChoice, Settings
 
 if TYPE_CHECKING:
-    from service.engine.graph import Device, Runs
+    from service.engine.graph import Runs
     from service.engine.shapes import Shapes
     from service.tasks.protocol import Task
 
@@ -74,6 +74,7 @@ class Loading:
         threads: Threads of one run.
         variant: Arithmetic wanted; a model that has no such graph for the device runs model.onnx.
         deterministic: Whether to find the shapes in which a row's bits do not depend on the others.
+        gpu_memory_bytes: Most memory of a GPU that each model may take beside its states; 0 is all there is.
     """
 
     def __init__(
@@ -84,12 +85,14 @@ class Loading:
         variant: Arithmetic = "exact",
         *,
         deterministic: bool = False,
+        gpu_memory_bytes: int = 0,
     ) -> None:
         self._directory = directory
         self._device = device
         self._threads = threads
         self._variant = variant
         self._deterministic = deterministic
+        self._gpu_memory_bytes = gpu_memory_bytes
         self.begun: dict[Key, Future[Loaded]] = {}
         """What was found, and what becomes of it."""
 
@@ -119,7 +122,11 @@ class Loading:
 
     def _load(self, verified: Future[Verified]) -> Loaded:
         return load(
-            verified.result(), self._device, self._threads, deterministic=self._deterministic
+            verified.result(),
+            self._device,
+            self._threads,
+            deterministic=self._deterministic,
+            gpu_memory_bytes=self._gpu_memory_bytes,
         )
 
     def cancel(self) -> None:
@@ -136,6 +143,7 @@ def models_of(settings: Settings) -> Loading:
         settings.threads,
         settings.variant,
         deterministic=settings.deterministic,
+        gpu_memory_bytes=settings.gpu_memory_bytes,
     )
 
 
@@ -194,7 +202,14 @@ def load_model(
     return load(verified, device, threads, deterministic=deterministic)
 
 
-def load(verified: Verified, device: DeviceChoice, threads: int, *, deterministic: bool) -> Loaded:
+def load(
+    verified: Verified,
+    device: DeviceChoice,
+    threads: int,
+    *,
+    deterministic: bool,
+    gpu_memory_bytes: int = 0,
+) -> Loaded:
     """Load one model, check it against its golden answers, warm it, and make its task. Takes its files away.
 
     Raises:
@@ -202,11 +217,16 @@ def load(verified: Verified, device: DeviceChoice, threads: int, *, deterministi
     """
     started = time.monotonic()
     # From here on numpy and ONNX Runtime are needed, and then the tasks.
+    from service.engine import states
     from service.engine.graph import choose_device
 
     config, files = verified.config, verified.files
     golden = decode_golden(files.pop(GOLDEN_FILE))
-    graph = _graph(files, config, verified.variant, choose_device(device), threads)
+    content = files.pop(verified.variant.file if verified.variant else MODEL_FILE)
+    promised = config
+    if verified.variant:
+        promised = msgspec.structs.replace(config, tolerance=verified.variant.tolerance)
+    graph = states.load(content, promised, choose_device(device), threads, gpu_memory_bytes)
     shapes = _prove(graph, golden, deterministic=deterministic)
     from service.tasks.making import make_task
 
@@ -225,21 +245,6 @@ def _choose_variant(
             if variant.device == choose_device(device):
                 return variant
     return None
-
-
-def _graph(
-    files: dict[str, bytes],
-    config: ModelConfig,
-    variant: Variant | None,
-    device: Device,
-    threads: int,
-) -> Runs:
-    from service.engine import states
-
-    if variant is None:
-        return states.load(files.pop(MODEL_FILE), config, device, threads)
-    promised = msgspec.structs.replace(config, tolerance=variant.tolerance)
-    return states.load(files.pop(variant.file), promised, device, threads)
 
 
 def _prove(graph: Runs, golden: Golden, *, deterministic: bool) -> Shapes | None:

@@ -37,6 +37,7 @@ class Settings:
         variant: Arithmetic of the models; a model that has no such graph for its device runs model.onnx, `exact`.
         deterministic: Whether the same chunks of a session give the same bits whoever shares its batches.
         threads: Threads of one model run.
+        gpu_memory_bytes: Most memory of a GPU that each model may take beside its sessions' states; 0 is all there is.
         max_body_bytes: Largest HTTP body and WebSocket frame.
         request_timeout_s: Time in which the head of a request has to arrive, and then its body.
         max_connections: Connections open at once, WebSockets included; more are refused.
@@ -67,6 +68,7 @@ class Settings:
     variant: Arithmetic = "exact"
     deterministic: bool = False
     threads: int = 1
+    gpu_memory_bytes: int = 0
     max_body_bytes: int = 4 * 2**20
     request_timeout_s: float = 20.0
     max_connections: int = 16_384
@@ -93,10 +95,15 @@ class Settings:
         """Check what the field types cannot say.
 
         Raises:
-            SettingsError: There is no such port; the system would take another one in its place.
+            SettingsError: There is no such port; the system would take another one in its place. Or two settings
+                contradict each other.
         """
         if not 0 <= self.port <= _LAST_PORT:
             raise SettingsError(f"port is 0 to {_LAST_PORT}, not {self.port}")
+        if self.deterministic and self.variant == "int8":
+            raise SettingsError(
+                "deterministic and variant int8 exclude each other: int8 rounds a row by the numbers of its whole batch"
+            )
 
 
 def from_environ(environ: Mapping[str, str]) -> Settings:

@@ -28,19 +28,25 @@ class BoundGraph:
         config: What the graph promises; it has at least one state.
         device: Where graph and states are.
         threads: Threads of one run.
+        memory_bytes: Most memory of a GPU that it may take beside the states; 0 is all there is.
 
     Raises:
         ContractError: The graph cannot be loaded, or not on the device, or is not what `config` says.
     """
 
     def __init__(
-        self, model: bytes, config: ModelConfig, device: Device = "cpu", threads: int = 1
+        self,
+        model: bytes,
+        config: ModelConfig,
+        device: Device = "cpu",
+        threads: int = 1,
+        memory_bytes: int = 0,
     ) -> None:
         self.config = config
         self.device = device
 
         def load(content: bytes) -> ort.InferenceSession:
-            return open_session(content, device, threads)
+            return open_session(content, device, threads, memory_bytes)
 
         self.step = load(wrap.step_graph(model, config))
         check_signature(self.step, config, ())

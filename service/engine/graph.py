@@ -13,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from service.contract import ContractError, Golden, ModelConfig, StateTensor
-from service.engine.wrap import PREFIX
+from service.engine import wrap
 
 Array = npt.NDArray[Any]
 Device = Literal["cpu", "cuda"]
@@ -25,6 +25,22 @@ _ELEMENT_TYPES = {
     "int32": "tensor(int32)",
     "int64": "tensor(int64)",
 }
+
+# What a model spends its time with. Not Gather and the like, which also compute shapes.
+_HEAVY = frozenset(
+    {
+        "FusedMatMul",
+        "Gelu",
+        "Gemm",
+        "GRU",
+        "LayerNormalization",
+        "LSTM",
+        "MatMul",
+        "RNN",
+        "ScatterND",
+        "Softmax",
+    }
+)
 
 
 def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> Device:
@@ -46,13 +62,43 @@ def _cuda_devices() -> int:
     return 0 if failed else count.value
 
 
-def open_session(model: bytes, device: Device, threads: int) -> ort.InferenceSession:
+class DeviceMissing(RuntimeError):
+    """The device that was asked for is not there, or does not compute; the message says what is amiss."""
+
+
+def require_cuda() -> None:
+    """Compute a sum on the GPU.
+
+    Raises:
+        DeviceMissing: It cannot be done.
+    """
+    if _PROVIDERS["cuda"] not in ort.get_available_providers():
+        offered = ", ".join(ort.get_available_providers())
+        raise DeviceMissing(
+            f"the installed onnxruntime has no CUDA, only {offered}; install seqserve[gpu] in place of seqserve[cpu]"
+        )
+    if not _cuda_devices():
+        raise DeviceMissing("the driver sees no GPU")
+    try:
+        session = open_session(wrap.trial_graph(), "cuda", 1)
+        total = session.run(None, {"x": np.ones(2, np.float32)})[0]
+    except Exception as error:
+        # A missing library, a driver too old, a package not installed: each has a text of its own.
+        raise DeviceMissing(str(error)) from error
+    if total.tolist() != [2, 2]:
+        raise DeviceMissing(f"1 + 1 is {total.tolist()} on the GPU")
+
+
+def open_session(
+    model: bytes, device: Device, threads: int, memory_bytes: int = 0
+) -> ort.InferenceSession:
     """Load a graph where it is to run.
 
     Args:
         model: The graph.
         device: Where it runs. A provider other than the one asked for is an error, never a silent fallback.
         threads: Threads of one run. They do not spin, so that the web server keeps its core.
+        memory_bytes: Most memory of a GPU that its weights and values may take; 0 is all there is.
 
     Raises:
         ContractError: The graph cannot be loaded, or not there.
@@ -68,10 +114,11 @@ def open_session(model: bytes, device: Device, threads: int) -> ort.InferenceSes
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", os.devnull
     )
+    if device == "cuda":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.log_severity_level = 3
-    providers = list(dict.fromkeys([_PROVIDERS[device], _PROVIDERS["cpu"]]))
     try:
-        session = ort.InferenceSession(model, options, providers=providers)
+        session = ort.InferenceSession(model, options, providers=_providers(device, memory_bytes))
     except Exception as error:
         # ONNX Runtime raises a dozen unrelated classes for a graph it cannot take.
         raise ContractError(f"ONNX Runtime refuses the graph: {error}") from error
@@ -79,7 +126,35 @@ def open_session(model: bytes, device: Device, threads: int) -> ort.InferenceSes
         raise ContractError(
             f"{device} was asked for; ONNX Runtime offers {session.get_providers()}"
         )
+    if device == "cuda" and (astray := _on_cpu(session)):
+        raise ContractError(f"cuda was asked for; on the CPU would run: {', '.join(astray)}")
     return session
+
+
+def _providers(device: Device, memory_bytes: int) -> list[Any]:
+    if device == "cpu":
+        return [_PROVIDERS["cpu"]]
+    options = {
+        # What is asked for and no more: the default doubles, and several models share the GPU.
+        "arena_extend_strategy": "kSameAsRequested",
+        # Products of float32 in float32; TensorFloat-32 would keep three digits.
+        "use_tf32": "0",
+    }
+    if memory_bytes:
+        options["gpu_mem_limit"] = str(memory_bytes)
+    # The CPU computes shapes and other whole numbers that the GPU would only wait for; see `_on_cpu`.
+    return [(_PROVIDERS["cuda"], options), _PROVIDERS["cpu"]]
+
+
+def _on_cpu(session: ort.InferenceSession) -> list[str]:
+    """Operators of a session on a GPU that compute with states or weights and would all the same run on the CPU."""
+    nodes = [
+        node
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == _PROVIDERS["cpu"]
+        for node in part.get_nodes()
+    ]
+    return sorted({node.op_type for node in nodes} & _HEAVY)
 
 
 class Runs(Protocol):
@@ -106,15 +181,21 @@ class Graph:
         config: What the graph promises.
         device: Where it runs.
         threads: Threads of one run.
+        memory_bytes: Most memory of a GPU that it may take; 0 is all there is.
 
     Raises:
         ContractError: The graph cannot be loaded, or its inputs and outputs are not those of `config`.
     """
 
     def __init__(
-        self, model: bytes, config: ModelConfig, device: Device = "cpu", threads: int = 1
+        self,
+        model: bytes,
+        config: ModelConfig,
+        device: Device = "cpu",
+        threads: int = 1,
+        memory_bytes: int = 0,
     ) -> None:
-        self._session = open_session(model, device, threads)
+        self._session = open_session(model, device, threads, memory_bytes)
         self.config = config
         check_signature(self._session, config, config.state)
 
@@ -160,7 +241,7 @@ def check_signature(
         ("inputs", inputs, session.get_inputs()),
         ("outputs", outputs, session.get_outputs()),
     ):
-        actual = {node.name: node.type for node in found if not node.name.startswith(PREFIX)}
+        actual = {node.name: node.type for node in found if not node.name.startswith(wrap.PREFIX)}
         wanted = {name: _ELEMENT_TYPES[dtype] for name, dtype in declared.items()}
         if actual != wanted:
             raise ContractError(f"the graph's {side} are {actual}, config.json says {wanted}")

@@ -16,24 +16,33 @@ BOUND_BYTES = 32 * 1024
 """State of a session from which on the CPU keeps it inside the graph; measured, see docs/decisions/0014."""
 
 
-def load(model: bytes, config: ModelConfig, device: Device, threads: int) -> Graph | BoundGraph:
+def load(
+    model: bytes, config: ModelConfig, device: Device, threads: int, memory_bytes: int = 0
+) -> Graph | BoundGraph:
     """Load a model so that it will keep its states where a step is fastest.
 
     On a GPU that is always inside the graph: a state never crosses the bus. On the CPU it is so for large states,
     where the `onnx` package is installed.
 
+    Args:
+        model: Content of model.onnx.
+        config: What the graph promises.
+        device: Where it runs.
+        threads: Threads of one run.
+        memory_bytes: Most memory of a GPU that it may take beside the states; 0 is all there is.
+
     Raises:
         ContractError: The graph cannot be loaded, or not on the device, or is not what `config` says.
     """
     if not config.state or (device == "cpu" and config.state_nbytes < BOUND_BYTES):
-        return Graph(model, config, device, threads)
+        return Graph(model, config, device, threads, memory_bytes)
     try:
-        return BoundGraph(model, config, device, threads)
+        return BoundGraph(model, config, device, threads, memory_bytes)
     except ImportError as error:
         if device != "cpu":
             raise ContractError(f"{device} needs a package: {error}") from error
         log.info("model %s would step faster with the package onnx installed", config.name)
-        return Graph(model, config, device, threads)
+        return Graph(model, config, device, threads, memory_bytes)
 
 
 def states_of(graph: Runs, capacity: int) -> States:

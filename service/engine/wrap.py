@@ -138,6 +138,14 @@ def reset_graph(config: ModelConfig) -> bytes:
     return _bytes(proto)
 
 
+def trial_graph() -> bytes:
+    """X + x, for x (N,) float32: to see whether a device computes."""
+    nodes, proto = _empty("trial")
+    nodes.input("x", "float32", ["N"])
+    nodes.output(nodes.add("Add", "x", "x"), "y", "float32", ["N"])
+    return _bytes(proto)
+
+
 @dataclass(frozen=True, slots=True)
 class _Ring:
     """A state whose next value is the one before with some places of each row written over.

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from service.__main__ import list_models, main
@@ -53,3 +56,21 @@ def test_arguments_that_cannot_be_meant_are_refused(
         main()
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="needs a runtime without CUDA",
+)
+def test_a_service_that_is_to_run_on_a_gpu_does_not_start_without_one(tmp_path: Path) -> None:
+    accumulator(tmp_path)
+    ended = subprocess.run(
+        [sys.executable, "-m", "service", "serve", "--models", str(tmp_path), "--port", "0"],
+        env=os.environ | {"SEQSERVE_DEVICE": "cuda"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert "SEQSERVE_DEVICE=cuda, but the installed onnxruntime has no CUDA" in ended.stderr
+    assert "Traceback" not in ended.stderr
