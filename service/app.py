@@ -22,6 +22,7 @@ from service.api.direct import DirectSteps
 from service.api.documentation import Pages
 from service.api.middleware import Observed, Requests
 from service.engine.engine import Limits
+from service.engine.graph import choose_device, device_memory
 from service.errors import MethodNotAllowed, ServiceError, UnknownRoute
 from service.journal.memory import MemoryJournal
 from service.loading import Loading, models_of
@@ -63,6 +64,9 @@ def build_context(
         loading: The models of `settings`, where they are on their way already.
     """
     metrics = Metrics()
+    if choose_device(settings.device) == "cuda":
+        metrics.device_memory.labels("used").set_function(lambda: device_memory()[0])
+        metrics.device_memory.labels("total").set_function(lambda: device_memory()[1])
     limits = Limits(
         capacity=settings.max_resident,
         max_pending=settings.max_pending,

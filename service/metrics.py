@@ -148,6 +148,10 @@ class Metrics:
         self.tokens = counter("tokens_total", "Time steps applied.", _MODEL)
         self.pending = gauge("pending_steps", "Steps in flight or waiting.", _MODEL)
         self.state_bytes = gauge("state_bytes", "State of resident sessions in memory.", _MODEL)
+        # No series where models run on the CPU.
+        self.device_memory = gauge(
+            "device_memory_bytes", "Memory of the GPU, used by anyone and in all.", ("kind",)
+        )
         self.generated = counter("generated_tokens_total", "Tokens sampled.", _MODEL)
         self.sessions = gauge("sessions_active", "Sessions open.", _MODEL)
         self.sessions_resident = gauge("sessions_resident", "Sessions holding a slot.", _MODEL)

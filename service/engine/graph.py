@@ -26,6 +26,8 @@ _ELEMENT_TYPES = {
     "int64": "tensor(int64)",
 }
 
+# Of CUDA 13 and 12; `preload_dlls` has loaded the one that ONNX Runtime uses.
+_CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 # What a model spends its time with. Not Gather and the like, which also compute shapes.
 _HEAVY = frozenset(
     {
@@ -87,6 +89,19 @@ def require_cuda() -> None:
         raise DeviceMissing(str(error)) from error
     if total.tolist() != [2, 2]:
         raise DeviceMissing(f"1 + 1 is {total.tolist()} on the GPU")
+
+
+def device_memory() -> tuple[int, int]:
+    """Bytes of the GPU's memory that are used, by anyone, and that there are; zeros where there is no CUDA runtime."""
+    free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
+    for name in _CUDA_RUNTIMES:
+        try:
+            runtime = ctypes.CDLL(name)
+        except OSError:
+            continue
+        if runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) == 0:
+            return total.value - free.value, total.value
+    return 0, 0
 
 
 def open_session(

@@ -19,7 +19,14 @@ from service.contract import (
     decode_config,
     decode_golden,
 )
-from service.engine.graph import Graph, check_golden, choose_device
+from service.engine.graph import (
+    DeviceMissing,
+    Graph,
+    check_golden,
+    choose_device,
+    device_memory,
+    require_cuda,
+)
 
 CUDA = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
@@ -99,6 +106,13 @@ def test_a_graph_with_other_inputs_or_outputs_is_refused(
 def test_cuda_is_never_silently_replaced(accumulator: Path) -> None:
     with pytest.raises(ContractError, match=r"cuda was asked for|refuses"):
         Graph(*parts(accumulator), device="cuda")
+
+
+@pytest.mark.skipif(CUDA, reason="needs a runtime without CUDA")
+def test_where_there_is_no_gpu_none_is_required_and_none_has_memory() -> None:
+    with pytest.raises(DeviceMissing, match="the installed onnxruntime has no CUDA"):
+        require_cuda()
+    assert device_memory() == (0, 0)
 
 
 def test_auto_takes_cuda_where_runtime_and_machine_have_it() -> None:
