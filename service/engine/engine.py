@@ -25,7 +25,7 @@ import numpy.typing as npt
 from service.engine.arena import SCRATCH, Arena, Slot
 from service.engine.graph import Runs
 from service.engine.patience import Patience
-from service.engine.rows import join, keep, pad
+from service.engine.rows import join, keep, keep_single, pad, single
 from service.engine.scheduler import ANY_FLOW, Array, Batch, Flow, OnEnd, Outputs, Scheduler, Work
 from service.engine.shapes import Shapes
 from service.engine.states import states_of
@@ -236,15 +236,24 @@ class Engine:
             Overloaded: Too much is waiting already, or so much that the step would begin after its deadline.
             Draining: The engine is closing.
         """
-        length = len(next(iter(inputs.values())))
-        if self.full or self._pending_tokens + length > self._limits.max_pending_tokens:
+        for values in inputs.values():
+            length = len(values)
+            break
+        in_flight = self._in_flight
+        there = len(in_flight)
+        if (
+            there >= self._room
+            or self._closing
+            or self._pending_tokens + length > self._limits.max_pending_tokens
+        ):
             raise self.refusal()
-        self._idle(slot)
+        assert slot not in in_flight, f"{slot} has a step in flight"
         now = self._clock()
-        if now < deadline < now + self.wait_s:
+        if now < deadline < now + there * self._row_s:
             raise self.refusal()
-        work = Work(slot, inputs, length, keep, outputs, deadline, now, on_end, flow)
-        self._in_flight[slot] = work
+        single = length == 1 and len(keep) == 1
+        work = Work(slot, inputs, length, keep, outputs, deadline, now, on_end, flow, single=single)
+        in_flight[slot] = work
         self._pending_tokens += length
         if self._answered[slot.index] == self._told:
             self._patience.returned(now)
@@ -275,13 +284,19 @@ class Engine:
 
     def _deliver(self, ended: Sequence[tuple[Work, Outputs | Exception]], told: int) -> None:
         self._told = told
+        in_flight, answered, give_back_later = (
+            self._in_flight,
+            self._answered,
+            self._give_back_later,
+        )
         for work, outcome in ended:
-            del self._in_flight[work.slot]
+            slot = work.slot
+            del in_flight[slot]
             self._pending_tokens -= work.length
-            self._answered[work.slot.index] = told
-            if work.slot in self._give_back_later:
-                self._give_back_later.discard(work.slot)
-                self.give_back(work.slot)
+            answered[slot.index] = told
+            if slot in give_back_later:
+                give_back_later.discard(slot)
+                self.give_back(slot)
             try:
                 work.on_end(outcome)
             except Exception:
@@ -365,16 +380,14 @@ class Engine:
         new = [work.queued_at for work in batch.works if work.done == 0]
         if new:
             self._metrics.queue_seconds.observe(started - min(new))
-        failures = self._apply_or_isolate(batch)
+        outcomes = self._apply_or_isolate(batch)
         steps = 0
-        for work, failure in zip(batch.works, failures, strict=True):
-            if failure is not None:
-                self._ended.append((work, failure))
-            elif work.done < work.length:
+        for work, outcome in zip(batch.works, outcomes, strict=True):
+            if outcome is None:
                 self._scheduler.add(work)
             else:
-                self._ended.append((work, join(work)))
-                steps += 1
+                self._ended.append((work, outcome))
+                steps += not isinstance(outcome, Exception)
         self._metrics.steps.inc(steps)
         tokens = sum(batch.lengths)
         self._metrics.tokens.inc(tokens)
@@ -393,24 +406,24 @@ class Engine:
         in_time = self._limits.max_queue_s / self._row_s if self._row_s else math.inf
         self._room = int(min(self._limits.max_pending, max(2 * rows, in_time)))
 
-    def _apply_or_isolate(self, batch: Batch) -> list[Exception | None]:
+    def _apply_or_isolate(self, batch: Batch) -> list[Outputs | Exception | None]:
         """Apply a batch; should the model raise, apply each row alone, so that only the guilty one fails."""
         try:
             return self._apply(batch)
         except Exception:
             # Whatever a graph raises must not end the loop or leave a caller without an answer.
             log.exception("model %s raised on %d rows", self.config.name, len(batch.works))
-        failures: list[Exception | None] = []
+        outcomes: list[Outputs | Exception | None] = []
         for work, length in zip(batch.works, batch.lengths, strict=True):
             try:
-                failures += self._apply(Batch((work,), (length,), length))
+                outcomes += self._apply(Batch((work,), (length,), length))
             except Exception as error:
                 log.exception("model %s raised on one row", self.config.name)
                 detail = f"model {self.config.name} raised {type(error).__name__}"
-                failures.append(ModelFailed(f"{detail}; the step was not applied"))
-        return failures
+                outcomes.append(ModelFailed(f"{detail}; the step was not applied"))
+        return outcomes
 
-    def _apply(self, batch: Batch) -> list[Exception | None]:
+    def _apply(self, batch: Batch) -> list[Outputs | Exception | None]:
         """Run rows once; those that come out finite keep their next state, the others' stays as it was."""
         works, config = batch.works, self.config
         rows, time = len(works), batch.time
@@ -428,19 +441,22 @@ class Engine:
         self._tell(awaited=False)
         result, finite = self._arena.run(slots, feeds, wanted)
         # Every output has the shape its config says, so nothing raises after the states are written.
+        if single(batch) and finite[: len(works)].all():
+            for work in works:
+                work.done = 1
+            return list(keep_single(batch, result))
+        outcomes: list[Outputs | Exception | None] = []
         kept = keep(batch, result)
-        failures: list[Exception | None] = []
         for row, (work, length) in enumerate(zip(works, batch.lengths, strict=True)):
-            if finite[row]:
-                if (part := kept[row]) is not None:
-                    work.parts.append(part)
-                work.done += length
-                failures.append(None)
-            else:
-                failures.append(
-                    NonFinite("the model computed NaN or infinity; the step was not applied")
-                )
-        return failures
+            if not finite[row]:
+                detail = "the model computed NaN or infinity; the step was not applied"
+                outcomes.append(NonFinite(detail))
+                continue
+            if (part := kept[row]) is not None:
+                work.parts += (part,)
+            work.done += length
+            outcomes.append(join(work) if work.done == work.length else None)
+        return outcomes
 
 
 def _settle(future: asyncio.Future[Outputs], outcome: Outputs | Exception) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +16,15 @@ def pad(batch: Batch, name: str, shape: tuple[int, ...], dtype: str, rows: int, 
     works = batch.works
     if len(works) == rows and min(batch.lengths) == time:
         if time == 1:
-            chunks = [work.inputs[name] for work in works]
-            if sum(map(len, chunks)) == rows:
-                return np.concatenate(chunks).reshape(rows, 1, *shape)
+            try:
+                chunks: list[Any] = [work.inputs[name] for work in works]
+                joined = np.frombuffer(b"".join(chunks), dtype)
+            except BufferError:
+                # Some row is not in one piece of memory.
+                pass
+            else:
+                if joined.size == rows * math.prod(shape):
+                    return joined.reshape(rows, 1, *shape)
         parts = [work.inputs[name][work.done : work.done + time] for work in works]
         return np.concatenate(parts).reshape(rows, time, *shape)
     padded = np.zeros((rows, time, *shape), dtype)
@@ -25,18 +33,32 @@ def pad(batch: Batch, name: str, shape: tuple[int, ...], dtype: str, rows: int, 
     return padded
 
 
+def single(batch: Batch) -> bool:
+    """Whether every work is one time step, and the same outputs of it are wanted."""
+    names = batch.works[0].outputs
+    return (
+        batch.time == 1
+        and len(names) > 0
+        and all([work.single for work in batch.works])  # noqa: C419 - a generator takes twice as long
+        and len({work.outputs for work in batch.works}) == 1
+    )
+
+
+def keep_single(batch: Batch, result: Mapping[str, Array]) -> list[Outputs]:
+    """The wanted outputs of every work, all of them single; see `keep`."""
+    names, count = batch.works[0].outputs, len(batch.works)
+    columns = [[row.copy() for row in result[name][:count]] for name in names]
+    if len(names) == 1:
+        (name,) = names
+        return [{name: row} for row in columns[0]]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
 def keep(batch: Batch, result: Mapping[str, Array]) -> list[Outputs | None]:
     """Of every work the wanted outputs of the time steps it applied, if any are wanted.
 
     Copies, so that a reply that is kept does not keep the whole batch.
     """
-    names = batch.works[0].outputs
-    if names and all(
-        work.length == len(work.keep) == 1 and work.outputs == names for work in batch.works
-    ):
-        count = len(batch.works)
-        columns = [[row.copy() for row in result[name][:count]] for name in names]
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
     return [
         _kept(work, row, length, result)
         for row, (work, length) in enumerate(zip(batch.works, batch.lengths, strict=True))

@@ -11,12 +11,14 @@ which its flow has had its share, and what begins soonest is due soonest. In one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from heapq import heappop, heappush
-from typing import Any, Literal, NamedTuple
+from heapq import heapify, heappop, heapreplace
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,7 +31,8 @@ Outputs = dict[str, Array]
 OnEnd = Callable[[Outputs | Exception], None]
 
 
-class Flow(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Flow:
     """Work that shares the model with other flows, by weight and whatever its amount.
 
     Attributes:
@@ -59,8 +62,7 @@ def flow_of(tenant: str, kind: Literal["session", "once"], priority: Priority) -
     return Flow(tenant, kind, _WEIGHTS[priority])
 
 
-@dataclass(slots=True, eq=False)
-class Work:
+class Work(msgspec.Struct, eq=False):
     """A step on its way: the inputs a session adds, and what is wanted back.
 
     Attributes:
@@ -76,6 +78,9 @@ class Work:
         done: Time steps applied so far.
         cancelled: Set by a caller that left. Work found cancelled is dropped before it runs.
         parts: Outputs kept so far, one dictionary a chunk.
+        single: Whether it is one time step, and outputs of it are wanted.
+        chunk: Time steps of the next chunk; the scheduler's.
+        start: Virtual time at which it is due; the scheduler's.
     """
 
     slot: Slot
@@ -85,11 +90,14 @@ class Work:
     outputs: tuple[str, ...]
     deadline: float
     queued_at: float
-    on_end: OnEnd = lambda outcome: None
+    on_end: OnEnd
     flow: Flow = ANY_FLOW
     done: int = 0
     cancelled: bool = False
-    parts: list[Outputs] = field(default_factory=list)
+    parts: tuple[Outputs, ...] = ()
+    single: bool = False
+    chunk: int = 1
+    start: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +118,9 @@ class Decision:
     late: tuple[Work, ...]
 
 
-_Queue = list[tuple[float, int, int, Work]]
-"""A heap of virtual start, number of arrival, time steps of the next chunk, work."""
+_Queue = deque[Work]
+_Queues = dict[Flow, _Queue]
+"""Of one size class the work of each flow, in order of its start."""
 
 _FLOWS = 1024
 
@@ -128,33 +137,40 @@ class Scheduler:
         self._limits = limits
         self._shapes = shapes
         self._longest = min(limits.max_chunk_length, limits.max_batch_tokens)
-        self._queues: dict[int, _Queue] = {}
-        self._arrivals = 0
+        self._classes: dict[int, _Queues] = {}
+        self._waiting = 0
         # Virtual time, and at which each flow has had what it asked for so far.
         self._now = 0.0
         self._served: dict[Flow, float] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._queues.values()))
+        return self._waiting
 
     @property
     def only_single_steps(self) -> bool:
         """Whether nothing longer than one time step waits."""
-        return not any(queue for size, queue in self._queues.items() if size)
+        return not any(self._classes[size] for size in self._classes if size)
 
     def add(self, work: Work) -> None:
         """Queue new work, or work with time steps left after a batch."""
-        length = min(work.length - work.done, self._longest)
+        length = work.length - work.done
+        if length > self._longest:
+            length = self._longest
+        if work.chunk != length:
+            work.chunk = length
         flow = work.flow
-        start = max(self._now, self._served.get(flow, 0.0))
+        start = self._served.get(flow, 0.0)
+        if start < self._now:
+            start = self._now
+        work.start = start
         self._served[flow] = start + length / flow.weight
         # 0 for 1, 1 for 2, 2 for 3-4, 3 for 5-8, ...
         size_class = (length - 1).bit_length()
-        queue = self._queues.get(size_class)
-        if queue is None:
-            queue = self._queues[size_class] = []
-        heappush(queue, (start, self._arrivals, length, work))
-        self._arrivals += 1
+        try:
+            self._classes[size_class][flow].append(work)
+        except KeyError:
+            self._classes.setdefault(size_class, {})[flow] = deque((work,))
+        self._waiting += 1
 
     def extend(self, works: Iterable[Work]) -> None:
         """Queue several, in order."""
@@ -169,43 +185,50 @@ class Scheduler:
         """
         cancelled: list[Work] = []
         late: list[Work] = []
-        while waiting := [each for each in self._queues.items() if each[1]]:
-            size_class, queue = min(waiting, key=_first)
-            batch = self._fill(queue, self._most(size_class), now, cancelled, late)
+        while self._waiting:
+            size_class = min((c for c in self._classes if self._classes[c]), key=self._first)
+            batch = self._fill(size_class, now, cancelled, late)
             if batch is not None:
                 self._forget()
                 return Decision(batch, tuple(cancelled), tuple(late))
         return Decision(None, tuple(cancelled), tuple(late))
 
+    def _first(self, size_class: int) -> float:
+        """When the first work of a class is due."""
+        return min([queue[0].start for queue in self._classes[size_class].values()])
+
     def _most(self, size_class: int) -> int:
         return self._shapes.most(size_class) if self._shapes else self._limits.max_batch_size
 
     def _fill(
-        self,
-        queue: _Queue,
-        most: int,
-        now: float,
-        cancelled: list[Work],
-        late: list[Work],
+        self, size_class: int, now: float, cancelled: list[Work], late: list[Work]
     ) -> Batch | None:
+        queues, most = self._classes[size_class], self._most(size_class)
         works: list[Work] = []
-        lengths: list[int] = []
         longest = 0
-        while queue and len(works) < most:
-            start, _, length, work = queue[0]
-            longest = max(longest, length)
+        for work in _in_order(queues):
+            if work.chunk > longest:
+                longest = work.chunk
             if works and (len(works) + 1) * longest > self._limits.max_batch_tokens:
                 break
-            heappop(queue)
-            self._now = max(self._now, start)
+            queues[work.flow].popleft()
+            self._waiting -= 1
+            start = work.start
             if work.cancelled:
                 cancelled.append(work)
             elif work.deadline < now:
                 late.append(work)
             else:
                 works.append(work)
-                lengths.append(length)
-        return Batch(tuple(works), tuple(lengths), max(lengths)) if works else None
+                if len(works) == most:
+                    break
+        self._now = max(self._now, start)
+        for flow in [flow for flow, queue in queues.items() if not queue]:
+            del queues[flow]
+        if not works:
+            return None
+        lengths = tuple([work.chunk for work in works]) if longest > 1 else (1,) * len(works)
+        return Batch(tuple(works), lengths, max(lengths))
 
     def _forget(self) -> None:
         """Drop flows that have had no more than their share; they begin like new ones."""
@@ -213,5 +236,20 @@ class Scheduler:
             self._served = {f: end for f, end in self._served.items() if end > self._now}
 
 
-def _first(waiting: tuple[int, _Queue]) -> tuple[float, int]:
-    return waiting[1][0][:2]
+def _in_order(queues: _Queues) -> Iterator[Work]:
+    """All work by its start; the caller takes each from its queue before it asks for the next."""
+    if len(queues) == 1:
+        (queue,) = queues.values()
+        while queue:
+            yield queue[0]
+        return
+    # The number decides between those that are due at the same time.
+    heads = [(queue[0].start, number, queue) for number, queue in enumerate(queues.values())]
+    heapify(heads)
+    while heads:
+        _, number, queue = heads[0]
+        yield queue[0]
+        if queue:
+            heapreplace(heads, (queue[0].start, number, queue))
+        else:
+            heappop(heads)

@@ -65,6 +65,7 @@ def play(limits: Batching, steps: list[Asked]) -> Story:
             outputs=(),
             deadline=step.arrives + step.lasts,
             queued_at=step.arrives,
+            on_end=lambda outcome: None,
         )
         for i, step in enumerate(steps)
     ]
@@ -147,7 +148,9 @@ def test_nobody_waits_for_more_than_what_was_there_before(
     scheduler = Scheduler(limits)
 
     def add(length: int) -> Work:
-        work = Work(Slot(1, 1), {}, length, np.arange(length), (), np.inf, 0.0)
+        work = Work(
+            Slot(1, 1), {}, length, np.arange(length), (), np.inf, 0.0, lambda outcome: None
+        )
         scheduler.add(work)
         return work
 

@@ -20,6 +20,7 @@ def work(length: int = 1, deadline: float = np.inf) -> Work:
         outputs=(),
         deadline=deadline,
         queued_at=0.0,
+        on_end=lambda outcome: None,
     )
 
 
