@@ -9,6 +9,7 @@ from typing import Any
 import uvicorn
 
 from service.api.context import Context
+from service.api.sockets import SocketProtocol
 from service.api.transport import HttpProtocol
 from service.app import build
 
@@ -68,7 +69,7 @@ def make_server(context: Context) -> Server:
         server_header=False,
         date_header=False,
         http=HttpProtocol,
-        ws="websockets-sansio",
+        ws=SocketProtocol,
         # Larger ones are cut off by a close, which a client that is still sending may not get to see; smaller ones are
         # read and answered by an error that names the limit.
         ws_max_size=_CUT_OFF * settings.max_body_bytes,

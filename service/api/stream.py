@@ -7,10 +7,13 @@ the frame, or the step inside it, that caused it; the socket and its other sessi
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
-from collections.abc import Coroutine
-from contextlib import aclosing, suppress
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextlib import closing, suppress
+from functools import partial
+from typing import Any, Protocol
 
 import msgspec
 from starlette.requests import Request
@@ -29,15 +32,19 @@ from service.api.schema import (
     Id,
     OpenFrame,
     StepFrame,
-    StepOf,
 )
-from service.api.stepping import open_session, step
+from service.api.sockets import SocketProtocol, protocol_of
+from service.api.step_frames import Steps, check
+from service.api.stepping import open_session
 from service.api.writing import Writing, token_answer
-from service.errors import Draining, Invalid, ServiceError, SessionBusy, TooLarge, UpgradeRequired
+from service.errors import Draining, Invalid, ServiceError, TooLarge, UpgradeRequired
 
 log = logging.getLogger(__name__)
 
 router = Routes()
+
+# Frames that wait are looked through for what cancels another, and no further than this.
+_LOOK_AHEAD_BYTES = 65536
 
 
 @router.get("/v1/stream", include_in_schema=False)
@@ -62,191 +69,298 @@ async def stream(socket: WebSocket) -> None:
         context.shutdown.sockets.discard(task)
 
 
+class _Work(Protocol):
+    def cancel(self) -> object:
+        """Drop what is not running yet."""
+
+
+class _InFlight:
+    """A frame on its way.
+
+    Args:
+        binary: Whether it is answered in MessagePack.
+    """
+
+    __slots__ = ("binary", "id", "work")
+
+    def __init__(self, binary: bool) -> None:
+        self.binary = binary
+        self.id: Id = None
+        self.work: _Work | None = None
+
+
 class _Connection:
     """One open socket and the frames in flight on it."""
 
     def __init__(self, socket: WebSocket, context: Context) -> None:
         self._socket = socket
+        self._protocol: SocketProtocol = protocol_of(socket)
         self._context = context
-        self._slots = asyncio.Semaphore(context.settings.max_socket_frames)
-        self._tasks: dict[asyncio.Task[None], Id] = {}
+        self._loop = asyncio.get_running_loop()
+        # Callbacks of the connection have none of their own.
+        self._variables = contextvars.copy_context()
+        self._request_id = logs.request_id.get()
+        self._left = asyncio.Event()
+        self._in_flight: dict[_InFlight, None] = {}
+        # Set when the last of them ends.
+        self._quiet = asyncio.Event()
+        # Frames answered in this turn of the event loop; they keep their places until it is over, so that it ends.
+        self._answered = 0
+        # Frames that came when there was no place for them.
+        self._waiting: deque[str | bytes] = deque()
+        self._waiting_bytes = 0
         # Sessions this socket used, with the inputs committed: what a client needs to go on elsewhere.
         self._seen: dict[str, int] = {}
         # What the client spoke last, and so is spoken to it unasked.
         self._binary = False
 
     async def serve(self) -> None:
+        """Serve until either side ends it."""
         drain = asyncio.create_task(self._context.shutdown.began.wait())
-        receive = asyncio.create_task(self._receive())
+        left = asyncio.create_task(self._left.wait())
+        self._protocol.read(self._receive, self._go_on, self._leave)
         try:
-            await asyncio.wait({drain, receive}, return_when=asyncio.FIRST_COMPLETED)
-            if not receive.done():
+            await asyncio.wait({drain, left}, return_when=asyncio.FIRST_COMPLETED)
+            if not self._left.is_set():
                 await self._say_goodbye()
         finally:
-            tasks = [drain, receive, *self._tasks]
+            self._leave()
+            tasks = [drain, left, *self._tasks()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _receive(self) -> None:
-        """Read frames; with `max_socket_frames` in flight the next one stays unread."""
-        try:
-            while True:
-                message = await self._socket.receive()
-                if message["type"] == "websocket.disconnect":
-                    return
-                await self._slots.acquire()
-                self._start(message)
-        except WebSocketDisconnect:
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [each.work for each in self._in_flight if isinstance(each.work, asyncio.Task)]
+
+    def _leave(self) -> None:
+        """Nobody waits for answers any more."""
+        self._left.set()
+        self._waiting.clear()
+        for each in list(self._in_flight):
+            self._drop(each)
+
+    def _drop(self, each: _InFlight) -> None:
+        """Give a frame up, without an answer."""
+        if each.work is not None:
+            each.work.cancel()
+        if not isinstance(each.work, asyncio.Task):
+            self._end(each)
+
+    # Which frame is served when.
+
+    def _receive(self, data: str | bytes) -> None:
+        if self._left.is_set():
             return
+        if not self._waiting and self._has_room():
+            self._serve(data)
+        elif not self._cancels(data):
+            self._waiting.append(data)
+            self._waiting_bytes += len(data)
+            self._read_or_not()
 
-    def _start(self, message: Any) -> None:
-        text, data = message.get("text"), message.get("bytes")
-        binary = self._binary = text is None
-        task = asyncio.create_task(self._serve_frame(data if binary else text, binary))
-        self._tasks[task] = None
-        task.add_done_callback(self._finished)
+    def _has_room(self) -> bool:
+        """Whether a frame may be served: not many are on their way, and the client reads its answers."""
+        return (
+            len(self._in_flight) + self._answered < self._context.settings.max_socket_frames
+            and self._protocol.writable.is_set()
+        )
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        del self._tasks[task]
-        self._slots.release()
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("frame failed", exc_info=error)
+    def _go_on(self) -> None:
+        """Serve what waits, as far as there is room."""
+        while self._waiting and self._has_room():
+            data = self._waiting.popleft()
+            self._waiting_bytes -= len(data)
+            self._serve(data)
+        self._read_or_not()
 
-    async def _serve_frame(self, data: Any, binary: bool) -> None:
-        identifier: Id = None
-        failure: ServiceError | None = None
+    def _read_or_not(self) -> None:
+        """With enough waiting, or answers that the client leaves unread, its frames stay unread too."""
+        if self._waiting_bytes <= _LOOK_AHEAD_BYTES and self._protocol.writable.is_set():
+            self._protocol.resume()
+        else:
+            self._protocol.pause()
+
+    def _turn_is_over(self) -> None:
+        self._answered = 0
+        if self._waiting:
+            self._go_on()
+
+    def _cancels(self, data: str | bytes) -> bool:
+        """Serve a frame that cancels another before those that came first, which may wait for just that."""
+        if self._answered >= self._context.settings.max_socket_frames:
+            return False
+        if not self._protocol.writable.is_set() or not _names_cancel(data):
+            return False
+        with suppress(ServiceError):
+            if isinstance(_read(data), CancelFrame):
+                self._serve(data)
+                return True
+        return False
+
+    # One frame.
+
+    def _serve(self, data: str | bytes) -> None:
+        """Begin to serve a frame."""
+        self._binary = not isinstance(data, str)
+        each = _InFlight(self._binary)
+        self._in_flight[each] = None
         try:
-            self._check_size(data)
-            format_ = msgspec.msgpack if binary else msgspec.json
-            try:
-                frame: Frame = http.decode(data, Frame, format_)
-            except Invalid:
-                identifier = _id_of(data, format_)
-                raise
-            identifier = frame.id
-            task = asyncio.current_task()
-            assert task is not None
-            self._tasks[task] = identifier
-            self._context.metrics.frames.labels(frame.__struct_config__.tag).inc()
-            await self._answer(frame, binary)
-        except _ClientLeft as error:
-            log.debug("answer to a closed socket dropped: %s", error)
+            self._begin(each, self._read(each, data))
         except ServiceError as error:
-            failure = error
+            self._fail(each, error)
         except Exception:
             # A fault of ours; the caller gets an answer all the same, and the socket goes on.
             log.exception("frame failed")
-            failure = http.fault()
-        if failure is not None:
-            answer = {"op": "error", "id": identifier, "error": self._problem(failure)}
-            with suppress(_ClientLeft):
-                await self._send(answer, binary)
+            self._fail(each, http.fault())
 
-    def _check_size(self, data: str | bytes) -> None:
+    def _read(self, each: _InFlight, data: str | bytes) -> Frame:
         limit = self._context.settings.max_body_bytes
         if len(data) > limit:
             raise TooLarge(
                 f"the frame has {len(data)} bytes, at most {limit} are read", limit=limit
             )
+        try:
+            frame: Frame = _read(data)
+        except Invalid:
+            each.id = _id_of(data)
+            raise
+        each.id = frame.id
+        self._context.metrics.frames.labels(frame.__struct_config__.tag).inc()
+        return frame
 
-    async def _answer(self, frame: Frame, binary: bool) -> None:
+    def _begin(self, each: _InFlight, frame: Frame) -> None:
         match frame:
             case StepFrame():
-                await self._send(await self._step(frame), binary)
-            case OpenFrame():
-                session, created = await open_session(self._context, frame, frame.session)
-                self._seen[session.session] = session.seq
-                fields = msgspec.structs.asdict(session)
-                await self._send(
-                    {"op": "opened", "id": frame.id, "created": created, **fields}, binary
+                check(frame, self._context)
+                steps = Steps(
+                    self._context,
+                    frame,
+                    self._variables,
+                    self._problem,
+                    self._seen,
+                    partial(self._stepped, each),
                 )
-            case GenerateFrame():
-                await self._generate(frame, binary)
+                each.work = steps
+                steps.begin()
             case CancelFrame():
                 count = self._cancel(frame.target)
-                await self._send({"op": "cancelled", "id": frame.id, "frames": count}, binary)
+                self._answer(each, {"op": "cancelled", "id": frame.id, "frames": count})
+            case OpenFrame():
+                self._start(each, self._open(frame))
             case CloseFrame():
-                sessions = self._context.sessions
-                await sessions.delete(await sessions.find(frame.session, TENANT))
-                self._seen.pop(frame.session, None)
-                await self._send({"op": "closed", "id": frame.id, "session": frame.session}, binary)
+                self._start(each, self._close(frame))
+            case GenerateFrame():
+                self._start(each, self._generate(frame, each.binary))
 
-    async def _step(self, frame: StepFrame) -> dict[str, Any]:
-        limit = self._context.settings.max_inputs
-        if not frame.steps:
-            raise Invalid("there are no steps", path="$.steps")
-        if len(frame.steps) > limit:
-            raise TooLarge(f"{len(frame.steps)} steps, at most {limit} in one frame", limit=limit)
-        if len({each.session for each in frame.steps}) < len(frame.steps):
-            raise SessionBusy("a session stands twice in one frame; put its inputs in one step")
-        works: list[Coroutine[Any, Any, dict[str, Any]]] = [
-            self._step_one(each, frame.timeout_s) for each in frame.steps
-        ]
-        return {"op": "stepped", "id": frame.id, "replies": await http.gathered(list(works))}
+    def _stepped(self, each: _InFlight, replies: list[Any]) -> None:
+        self._answer(each, {"op": "stepped", "id": each.id, "replies": replies})
 
-    async def _step_one(self, each: StepOf, timeout_s: float | None) -> dict[str, Any]:
+    def _start(self, each: _InFlight, work: Coroutine[Any, Any, dict[str, Any] | None]) -> None:
+        """Serve what is out of the ordinary by a task."""
+        task = asyncio.create_task(self._run(each, work), context=self._variables.copy())
+        each.work = task
+        task.add_done_callback(lambda task: self._end(each))
+
+    async def _run(self, each: _InFlight, work: Coroutine[Any, Any, dict[str, Any] | None]) -> None:
         try:
-            reply = await step(
-                self._context, each.session, each.inputs, each.seq, each.parameters, timeout_s
-            )
+            message = await work
         except ServiceError as error:
-            return {"session": each.session, "error": self._problem(error)}
-        self._seen[each.session] = reply.seq
-        return msgspec.structs.asdict(reply)
+            self._fail(each, error)
+        except Exception:
+            log.exception("frame failed")
+            self._fail(each, http.fault())
+        else:
+            if message is not None:
+                self._answer(each, message)
 
-    async def _generate(self, frame: GenerateFrame, binary: bool) -> None:
+    def _fail(self, each: _InFlight, error: ServiceError) -> None:
+        self._answer(each, {"op": "error", "id": each.id, "error": self._problem(error)})
+
+    def _problem(self, error: ServiceError) -> dict[str, Any]:
+        self._context.metrics.rejected.labels(error.code).inc()
+        document = error.problem()
+        if self._request_id:
+            document["request_id"] = self._request_id
+        return document
+
+    def _answer(self, each: _InFlight, message: dict[str, Any]) -> None:
+        """Send the last message of a frame."""
+        if each in self._in_flight:
+            self._send(message, each.binary)
+            self._end(each)
+
+    def _end(self, each: _InFlight) -> None:
+        if each not in self._in_flight:
+            return
+        del self._in_flight[each]
+        if not self._in_flight:
+            self._quiet.set()
+        self._answered += 1
+        if self._answered == 1:
+            self._loop.call_soon(self._turn_is_over)
+
+    def _send(self, message: dict[str, Any], binary: bool) -> None:
+        self._protocol.write(_write[binary](message), binary=binary)
+
+    # What frames ask for.
+
+    async def _open(self, frame: OpenFrame) -> dict[str, Any]:
+        session, created = await open_session(self._context, frame, frame.session)
+        self._seen[session.session] = session.seq
+        fields = msgspec.structs.asdict(session)
+        return {"op": "opened", "id": frame.id, "created": created, **fields}
+
+    async def _close(self, frame: CloseFrame) -> dict[str, Any]:
+        sessions = self._context.sessions
+        await sessions.delete(await sessions.find(frame.session, TENANT))
+        self._seen.pop(frame.session, None)
+        return {"op": "closed", "id": frame.id, "session": frame.session}
+
+    async def _generate(self, frame: GenerateFrame, binary: bool) -> dict[str, Any] | None:
         context = self._context
         context.admit()
         logs.session_id.set(frame.session)
         session = await context.sessions.find(frame.session, TENANT)
         served = context.repository.get(session.identity.model, session.identity.version)
         writing = Writing(context, served, frame)
-        async with aclosing(writing.from_session(session, frame.inputs, frame.seq, None)) as tokens:
-            async for token in tokens:
+        with closing(writing):
+            writing.from_session(session, frame.inputs, frame.seq, None)
+            while tokens := await writing.some():
                 self._seen[frame.session] = session.seq
-                reply = {"op": "token", "id": frame.id, "session": frame.session}
-                await self._send(reply | {"token": token_answer(token)}, binary)
-                if context.shutdown.began.is_set() and token.finish is None:
-                    # The farewell of the socket says where to go on.
-                    return
+                for token in tokens:
+                    reply = {"op": "token", "id": frame.id, "session": frame.session}
+                    self._send(reply | {"token": token_answer(token)}, binary)
+                await self._protocol.writable.wait()
+        if not writing.written.finished:
+            # The farewell of the socket says where to go on.
+            return None
         fields = msgspec.to_builtins(writing.answer(with_tokens=False))
-        await self._send({"op": "generated", "id": frame.id, **fields}, binary)
+        return {"op": "generated", "id": frame.id, **fields}
 
     def _cancel(self, target: int | str) -> int:
-        own = asyncio.current_task()
-        tasks = [
-            t for t, identifier in self._tasks.items() if identifier == target and t is not own
-        ]
-        for task in tasks:
-            task.cancel()
-        return len(tasks)
-
-    def _problem(self, error: ServiceError) -> dict[str, Any]:
-        self._context.metrics.rejected.labels(error.code).inc()
-        return http.problem_document(error)
+        """Give up the frames of an id; returns how many."""
+        found = [each for each in self._in_flight if each.id == target and each.work is not None]
+        for each in found:
+            self._drop(each)
+        waiting = [data for data in self._waiting if _id_of(data) != target]
+        count = len(found) + len(self._waiting) - len(waiting)
+        self._waiting = deque(waiting)
+        self._waiting_bytes = sum(map(len, waiting))
+        return count
 
     async def _say_goodbye(self) -> None:
         """Tell the client where to go on: every session it used, with the inputs committed."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._context.settings.drain_timeout_s / 2)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._context.settings.drain_timeout_s / 2):
+                while self._in_flight:
+                    self._quiet.clear()
+                    await self._quiet.wait()
         error = Draining("this process is shutting down; connect again", retry_after_s=1)
         hint = {"op": "draining", "sessions": self._seen, "error": error.problem()}
-        with suppress(_ClientLeft, WebSocketDisconnect, RuntimeError):
-            await self._send(hint, self._binary)
+        self._send(hint, self._binary)
+        with suppress(WebSocketDisconnect, RuntimeError):
             await self._socket.close(error.close_code, "draining")
-
-    async def _send(self, message: dict[str, Any], binary: bool) -> None:
-        format_ = msgspec.msgpack if binary else msgspec.json
-        data = format_.encode(message)
-        try:
-            if binary:
-                await self._socket.send_bytes(data)
-            else:
-                await self._socket.send_text(data.decode())
-        except (WebSocketDisconnect, RuntimeError) as error:
-            # uvicorn and Starlette say so in two ways.
-            raise _ClientLeft(str(error)) from None
 
 
 class _Named(msgspec.Struct):
@@ -255,14 +369,24 @@ class _Named(msgspec.Struct):
     id: Id = None
 
 
-def _id_of(data: str | bytes, format_: Any) -> Id:
-    """The id of a frame of which something else is wrong; None if that is wrong too."""
+_write: dict[bool, Callable[[Any], bytes]] = {
+    True: msgspec.msgpack.Encoder().encode,
+    False: msgspec.json.Encoder().encode,
+}
+
+
+def _read(data: str | bytes, kind: Any = Frame) -> Any:
+    return http.decode(data, kind, msgspec.json if isinstance(data, str) else msgspec.msgpack)
+
+
+def _names_cancel(data: str | bytes) -> bool:
+    return "cancel" in data if isinstance(data, str) else b"cancel" in data
+
+
+def _id_of(data: str | bytes) -> Id:
+    """The id of a frame of which something else may be wrong; None if that is wrong too."""
     try:
-        named: _Named = http.decode(data, _Named, format_)
+        named: _Named = _read(data, _Named)
     except ServiceError:
         return None
     return named.id
-
-
-class _ClientLeft(Exception):
-    """The client left while its answer was on the way."""
