@@ -28,6 +28,7 @@ from training.experiments.experiment import ResultError
 from training.export import package
 from training.export.parity import ParityError
 from training.export.runtime import LoadedGraph
+from training.export.variants import VariantError
 from training.export.weights import ExportError
 from training.runs import Run, load
 from training.tasks import task_of
@@ -35,7 +36,7 @@ from training.trainer import DivergedError, ResumeError, Share, Trainer, fabric_
 
 _ERRORS = (
     *(ConfigError, ContractError, DataError),
-    *(DivergedError, ExportError, ParityError, ResultError, ResumeError),
+    *(DivergedError, ExportError, ParityError, ResultError, ResumeError, VariantError),
 )
 
 
@@ -112,7 +113,8 @@ def export(run: Run, options: argparse.Namespace) -> None:
         command = f"seqtrain fit {options.config} && {command}"
     bundle = task_of(run).bundle(run, command, _directory(run, options.runs))
     curve = curves.draw(_directory(run, options.runs))
-    bundle = msgspec.structs.replace(bundle, curve=curve)
+    variants = run.export.variants if isinstance(run, TrainedRun) else ()
+    bundle = msgspec.structs.replace(bundle, curve=curve, variants=variants)
     target = package.write(bundle, options.exported)
     for metric in package.read(target)[0].provenance.metrics:
         _say(package.sentence(metric))

@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from service.contract import VariantName
+
 Cell = Literal["rnn_tanh", "rnn_relu", "lstm", "gru"]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Part = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -157,6 +159,7 @@ class ExportConfig(Record, frozen=True, kw_only=True):
         weights: Number format of the stored weights; arithmetic is float32 either way.
         top_k: How many of the largest scores the graph of a next-word model gives, if its vocabulary has as many.
         tolerance: Largest difference between torch and the graph.
+        variants: Cheaper arithmetic that the model is also written in.
         max_batch_size: Rows of one batch of the service.
         max_chunk_length: Time steps of one row of the service.
         max_batch_tokens: Rows times time steps of one batch of the service.
@@ -165,6 +168,7 @@ class ExportConfig(Record, frozen=True, kw_only=True):
     weights: Literal["float32", "float16"] = "float32"
     top_k: Count = 64
     tolerance: float = 1e-4
+    variants: tuple[VariantName, ...] = ()
     max_batch_size: Count = 64
     max_chunk_length: Count = 64
     max_batch_tokens: Count = 512

@@ -47,6 +47,7 @@ def test_an_unknown_setting_is_named_with_the_known_ones() -> None:
         ("SEQSERVE_TIMEOUT_S", "inf", "is negative or not finite"),
         ("SEQSERVE_TIMEOUT_S", "nan", "is negative or not finite"),
         ("SEQSERVE_DEVICE", "tpu", "is not one of auto, cpu, cuda"),
+        ("SEQSERVE_VARIANT", "int4", "is not one of exact, int8, float16"),
         ("SEQSERVE_LOG_LEVEL", "INFO", "is not one of debug, info, warning, error"),
     ],
 )
@@ -60,3 +61,8 @@ def test_a_value_that_cannot_be_meant_is_refused_by_name(
 def test_every_setting_is_described() -> None:
     documentation = Settings.__doc__ or ""
     assert [name for name in Settings.__slots__ if f"\n        {name}: " not in documentation] == []
+
+
+def test_int8_cannot_be_deterministic() -> None:
+    with pytest.raises(SettingsError, match="deterministic and variant int8 exclude each other"):
+        from_environ({"SEQSERVE_VARIANT": "int8", "SEQSERVE_DETERMINISTIC": "1"})

@@ -5,7 +5,6 @@ The numbers are kept as JSON beside the picture, with the settings and the machi
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from service.contract import digest
 from training import pictures
 from training.checkpoint import git_commit, library_versions
 from training.config import Record
+from training.machine import cpu_model
 
 Settings = TypeVar("Settings", bound=Record)
 Findings = TypeVar("Findings", bound=Record)
@@ -132,13 +132,3 @@ def numbers_file(experiment: Experiment[Any, Any], directory: Path) -> Path:
 def picture_file(experiment: Experiment[Any, Any], directory: Path) -> Path:
     """Where the picture is kept."""
     return directory / f"{experiment.name}.png"
-
-
-def cpu_model() -> str:
-    """Name of the processor, as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from service.contract import Metric, ModelConfig
+from service.contract import Metric, ModelConfig, VariantName
 from training.export.runtime import Array, Arrays, LoadedGraph
 
 
@@ -39,6 +39,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         measure: Quality of the loaded graph.
         card: Sections of the model card between its title and the table of quality.
         curve: Picture of the training for the card, PNG; empty if nothing was logged.
+        variants: What cheaper arithmetic it is also written in.
     """
 
     config: ModelConfig
@@ -50,6 +51,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
     measure: Callable[[LoadedGraph], tuple[Metric, ...]]
     card: str
     curve: bytes = b""
+    variants: tuple[VariantName, ...] = ()
     files: dict[str, bytes] = {}
 
 

@@ -16,12 +16,13 @@ from service.contract import (
     ContractError,
     Metric,
     ModelConfig,
+    Variant,
     decode_config,
     digest,
     encode,
 )
 from training import floors
-from training.export import parity
+from training.export import parity, variants
 from training.export.bundle import Bundle
 from training.export.golden import golden
 from training.export.runtime import LoadedGraph
@@ -35,16 +36,19 @@ def write(bundle: Bundle, root: Path) -> Path:
 
     Raises:
         ParityError: The graph does not equal the original; nothing is written.
+        VariantError: A variant is too far from it; nothing is written.
     """
     graph = LoadedGraph(bundle.model, bundle.config)
     difference = parity.check(bundle, graph)
     metrics = floors.beside(bundle.measure(graph), bundle.config.provenance.datasets)
+    made = variants.make(bundle, graph, metrics)
     files = {
         MODEL_FILE: bundle.model,
+        **{each.variant.file: each.content for each in made},
         GOLDEN_FILE: encode(golden(bundle), indent=None),
         **bundle.files,
     }
-    config = _completed(bundle.config, files, metrics)
+    config = _completed(bundle.config, files, metrics, tuple(each.variant for each in made))
     target = root / config.name / str(config.version)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as temporary:
@@ -81,11 +85,14 @@ def read(directory: Path) -> tuple[ModelConfig, dict[str, bytes]]:
 
 
 def _completed(
-    config: ModelConfig, files: dict[str, bytes], metrics: tuple[Metric, ...]
+    config: ModelConfig,
+    files: dict[str, bytes],
+    metrics: tuple[Metric, ...],
+    made: tuple[Variant, ...],
 ) -> ModelConfig:
     provenance = msgspec.structs.replace(config.provenance, metrics=metrics)
     hashes = {name: digest(content) for name, content in files.items()}
-    return msgspec.structs.replace(config, files=hashes, provenance=provenance)
+    return msgspec.structs.replace(config, files=hashes, provenance=provenance, variants=made)
 
 
 def card(bundle: Bundle, config: ModelConfig, files: dict[str, bytes], difference: float) -> str:
@@ -104,6 +111,7 @@ def card(bundle: Bundle, config: ModelConfig, files: dict[str, bytes], differenc
             *quality,
             *([f"\n![Training curve]({CURVE_FILE})"] if bundle.curve else []),
             f"\nLargest difference between the file and the original model: {difference:.2g}.",
+            *_variants(config),
             f"\n## Make it again\n\n```\n{commands}\n```\n",
             *_origin(config),
             f"\n## Files\n\nState of one session: {config.state_nbytes:,} bytes.\n",
@@ -111,6 +119,33 @@ def card(bundle: Bundle, config: ModelConfig, files: dict[str, bytes], differenc
             "",
         ]
     )
+
+
+def _variants(config: ModelConfig) -> Iterable[str]:
+    """What the variants are, how far they are from the exact graph, and what they gain."""
+    for variant in config.variants:
+        device = {"cpu": "a processor", "cuda": "a GPU"}[variant.device]
+        yield f"\n## Variant {variant.name}, for {device}\n\n`{variant.file}`, chosen by"
+        yield f"`SEQSERVE_VARIANT={variant.name}`.\n"
+        yield "| measure | split | exact | variant |\n| --- | --- | ---: | ---: |"
+        for exact, found in zip(config.provenance.metrics, variant.metrics, strict=True):
+            yield f"| {exact.name} | {exact.split} | {exact.value:.5g} | {found.value:.5g} |"
+        steps = max(part.steps for part in variant.drift)
+        yield f"\nApart from the exact graph over {steps:,} steps with state carried:\n"
+        yield "| output | largest | mean | mean of the last tenth |\n| --- | ---: | ---: | ---: |"
+        for part in variant.drift:
+            yield f"| {part.output} | {part.largest:.2g} | {part.mean:.2g} | {part.late:.2g} |"
+        yield from _speed_up(variant)
+
+
+def _speed_up(variant: Variant) -> Iterable[str]:
+    if not variant.speed_up:
+        yield f"\nQuality is that of {variant.name} arithmetic computed on a processor; time was not measured."
+        return
+    yield "\nProcessor time of a step, exact over variant, one thread:\n"
+    yield "| sessions in a batch | ratio | processor |\n| ---: | ---: | --- |"
+    for part in variant.speed_up:
+        yield f"| {part.batch_size} | {part.ratio:.2f} | {part.processor} |"
 
 
 def sentence(metric: Metric) -> str:
