@@ -40,6 +40,7 @@ class Settings:
         gpu_memory_bytes: Most memory of a GPU that each model may take beside its sessions' states; 0 is all there is.
         max_body_bytes: Largest HTTP body and WebSocket frame.
         request_timeout_s: Time in which the head of a request has to arrive, and then its body.
+        keep_alive_s: Time for which a connection stays open without a request; longer than a load balancer's.
         max_connections: Connections open at once, WebSockets included; more are refused.
         max_inputs: Inputs of one predict or steps request.
         max_tokens: Tokens of one generate request.
@@ -71,6 +72,7 @@ class Settings:
     gpu_memory_bytes: int = 0
     max_body_bytes: int = 4 * 2**20
     request_timeout_s: float = 20.0
+    keep_alive_s: float = 5.0
     max_connections: int = 16_384
     max_inputs: int = 1024
     max_tokens: int = 1024

@@ -131,6 +131,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._direct: DirectSteps = state.direct_steps
         self._context: Context = state.context
         self._timeout_s: float = self._context.settings.request_timeout_s
+        self._keep_alive_s: float = self._context.settings.keep_alive_s
         self._exchange: Exchange | None = None
         # uvicorn's, or our exchange in its place.
         self.cycle: Any = None
@@ -194,7 +195,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     @property
     def _look_every_s(self) -> float:
-        return min(self._timeout_s, float(self.timeout_keep_alive))
+        return min(self._timeout_s, self._keep_alive_s)
 
     def _look(self) -> None:
         now = self.loop.time()
@@ -217,7 +218,7 @@ class HttpProtocol(HttpToolsProtocol):
             # It waits for us.
             return float("inf")
         if self._between and self.cycle is not None:
-            return float(self.timeout_keep_alive)
+            return self._keep_alive_s
         return self._timeout_s
 
     def _stop_looking(self) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from service.api.transport import HttpProtocol
 from service.settings import Settings
 from tests import models
 from tests.integration import inside, planner, process
@@ -56,3 +58,17 @@ async def running(model_directory: Path) -> AsyncIterator[inside.Running]:
     settings = Settings(models=model_directory, port=0, log_level="warning")
     async with inside.serving(settings) as running:
         yield running
+
+
+@pytest.fixture
+def protocols(monkeypatch: pytest.MonkeyPatch) -> list[HttpProtocol]:
+    """Connections the service has seen, in order."""
+    found: list[HttpProtocol] = []
+    original = HttpProtocol.connection_made
+
+    def note(self: HttpProtocol, transport: Any) -> None:
+        found.append(self)
+        original(self, transport)
+
+    monkeypatch.setattr(HttpProtocol, "connection_made", note)
+    return found

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from typing import Any
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.api.direct import ROUTE
 from service.api.transport import HttpProtocol
 from tests.integration.inside import Running
 
@@ -86,7 +89,7 @@ async def exchanged(running: Running, data: bytes) -> tuple[int, dict[str, str],
 def counted(running: Running, status: int) -> float:
     value = running.context.metrics.registry.get_sample_value(
         "seqserve_requests_total",
-        {"route": "/v1/sessions/{session}/steps", "method": "POST", "status": str(status)},
+        {"route": ROUTE, "method": "POST", "status": str(status)},
     )
     return value or 0.0
 
@@ -293,3 +296,183 @@ async def test_nothing_is_begun_once_shutting_down(running: Running) -> None:
     running.context.shutdown.began.set()
     status, head, problem = await exchanged(running, request(step(1.0)))
     assert (status, problem["code"], head["retry-after"]) == (503, "draining", "1")
+
+
+# A head that came before is not parsed again.
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What went through the parser."""
+    found: list[bytes] = []
+    original = HttpToolsProtocol.data_received
+
+    def note(self: HttpToolsProtocol, data: bytes) -> None:
+        found.append(data)
+        original(self, data)
+
+    monkeypatch.setattr(HttpToolsProtocol, "data_received", note)
+    return found
+
+
+async def test_a_head_that_came_before_is_not_parsed(running: Running, parsed: list[bytes]) -> None:
+    await opened(running, "a")
+    connection = await connected(running)
+    heads = []
+    parsed.clear()
+    for number in range(1, 9):
+        connection.writer.write(request(step(1.0, number)))
+        _, head, body = await connection.answer()
+        assert body["results"] == [{"total": float(number)}]
+        heads.append(head)
+    assert len(parsed) == 1
+    assert len({head.pop("x-request-id") for head in heads}) == 8
+    assert all(head == heads[0] for head in heads)
+    assert counted(running, 200) == 8
+    connection.writer.close()
+
+
+async def test_the_id_of_a_request_comes_back_each_time(running: Running) -> None:
+    await opened(running, "a")
+    connection = await connected(running)
+    for number, name in enumerate(["mine", "mine", "yours", "mine"], 1):
+        connection.writer.write(request(step(1.0, number), X_Request_Id=name))
+        _, head, body = await connection.answer()
+        assert (head["x-request-id"], body["seq"]) == (name, number)
+    connection.writer.close()
+
+
+async def test_more_heads_than_are_remembered_are_answered_all_the_same(running: Running) -> None:
+    names = [f"s{number}" for number in range(20)]
+    await opened(running, *names)
+    connection = await connected(running)
+    for turn in (1, 2, 3):
+        for name in names:
+            connection.writer.write(request(step(1.0, turn), f"/v1/sessions/{name}/steps"))
+            _, _, body = await connection.answer()
+            assert (body["session"], body["results"]) == (name, [{"total": float(turn)}])
+    connection.writer.close()
+
+
+async def test_a_head_too_long_to_remember_is_parsed_each_time(
+    running: Running, parsed: list[bytes]
+) -> None:
+    await opened(running, "a")
+    connection = await connected(running)
+    parsed.clear()
+    for number in (1, 2, 3):
+        connection.writer.write(request(step(1.0, number), X="x" * 2000))
+        assert (await connection.answer())[2]["seq"] == number
+    assert len(parsed) == 3
+    connection.writer.close()
+
+
+async def test_what_a_known_head_asks_for_may_have_changed(running: Running) -> None:
+    await opened(running, "a")
+    connection = await connected(running)
+    same = request(step(1.0))
+    for seq in (1, 2):
+        connection.writer.write(same)
+        assert (await connection.answer())[2]["seq"] == seq
+    # The same head and length, another body.
+    connection.writer.write(same.replace(b"1.0", b"2.0"))
+    assert (await connection.answer())[2]["results"] == [{"total": 4.0}]
+    connection.writer.write(same.replace(b"1.0", b"{{{"))
+    assert (await connection.answer())[0] == 400
+    session = await running.context.sessions.find("a", "default")
+    running.context.sessions.slots.drop(session)
+    connection.writer.write(same)
+    assert (await connection.answer())[2]["results"] == [{"total": 5.0}]
+    await running.http.delete("/v1/sessions/a")
+    connection.writer.write(same)
+    assert (await connection.answer())[0] == 410
+    await opened(running, "a")
+    connection.writer.write(same)
+    assert (await connection.answer())[2]["results"] == [{"total": 1.0}]
+    running.context.shutdown.began.set()
+    connection.writer.write(same)
+    assert (await connection.answer())[2]["code"] == "draining"
+    connection.writer.close()
+
+
+async def test_a_known_head_with_a_body_that_is_too_large(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await opened(running, "a")
+    connection = await connected(running)
+    data = request({"inputs": [1.0] * 1024})
+    for seq in (1024, 2048):
+        connection.writer.write(data)
+        assert (await connection.answer())[2]["seq"] == seq
+    # In pieces, since no packet of the loopback holds it.
+    connection.writer.write(request({"inputs": [1.0] * 2000}))
+    assert (await connection.answer())[0] == 413
+    connection.writer.close()
+
+
+FIELDS: tuple[dict[str, str], ...] = ({}, {}, {}, {"X_Request_Id": "mine"}, {"Accept": "*/*"})
+
+
+def any_request(choose: random.Random, seq: int) -> bytes:
+    """A request that adds 1 to the session as its `seq`, in one of the ways in which that may be said."""
+    way = choose.randrange(8)
+    body = json.dumps(step(1.0, seq)).encode() + b" " * choose.randrange(3)
+    if way == 0:
+        chunks = [body[: len(body) // 2], body[len(body) // 2 :]]
+        coded = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
+        start = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        return start.encode() + coded + b"0\r\n\r\n"
+    data = request(body, **choose.choice(FIELDS))
+    if way == 1:
+        return b"\r\n" + data
+    if way == 2:
+        return data.replace(b"POST", b"POST", 1).replace(b"Host: ", b"host:  ", 1)
+    return data
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_any_requests_in_any_cuts_are_answered_in_order(
+    running: Running, reads: list[bytes], seed: int
+) -> None:
+    choose = random.Random(seed)
+    await opened(running, "a")
+    connection = await connected(running)
+    requests = [any_request(choose, number) for number in range(1, 41)]
+    asked = 0
+    while requests:
+        # One, mostly; or several in a row, before the first of them is answered.
+        count = choose.choice((1, 1, 1, 2, 4))
+        data, requests = b"".join(requests[:count]), requests[count:]
+        count = min(count, 40 - asked)
+        cuts = sorted(choose.sample(range(1, len(data)), choose.choice((0, 0, 1, 2))))
+        for begin, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
+            before = sum(map(len, reads))
+            connection.writer.write(data[begin:end])
+            if end < len(data):
+                await running.until(lambda due=before + end - begin: sum(map(len, reads)) == due)
+        for _ in range(count):
+            asked += 1
+            status, _, body = await connection.answer()
+            assert (status, body["seq"], body["results"]) == (200, asked, [{"total": float(asked)}])
+    assert counted(running, 200) == 40
+    connection.writer.close()
+
+
+async def test_a_connection_closes_after_a_known_head_when_the_server_does(
+    running: Running, protocols: list[HttpProtocol]
+) -> None:
+    await opened(running, "a")
+    gate = running.gate(MODEL)
+    connection = await connected(running)
+    data = request(step(1.0))
+    connection.writer.write(data)
+    assert (await connection.answer())[2]["seq"] == 1
+    gate.shut()
+    connection.writer.write(data)
+    await gate.arrival()
+    protocols[-1].shutdown()
+    gate.open()
+    _, head, body = await connection.answer()
+    assert (body["seq"], head["connection"]) == (2, "close")
+    assert await connection.ended()
+    connection.writer.close()
