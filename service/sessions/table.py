@@ -35,8 +35,11 @@ from service.journal.protocol import (
     Entry,
     Identity,
     Journal,
+    Layout,
+    Packed,
     Reply,
     Tombstone,
+    layout_of,
 )
 from service.metrics import Metrics
 from service.sessions.commit import GroupCommit
@@ -174,6 +177,7 @@ class Sessions:
         # In order of use, the longest unused first.
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._steps: set[Step] = set()
+        self._layouts: dict[tuple[Engine, tuple[str, ...]], Layout] = {}
         # Set when the last of them ends.
         self._quiet = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -406,9 +410,16 @@ class Sessions:
             session.epoch,
             committed + len(chunk.ends),
             chunk.arrays,
-            Reply(committed + 1, chunk.digest(), stored),
+            Reply(committed + 1, chunk.digest(), self._packed(session.engine, wanted, stored)),
         )
         self._commit.add(step.entry, partial(self._committed, step))
+
+    def _packed(self, engine: Engine, wanted: Wanted, outputs: Outputs) -> Packed:
+        layout = self._layouts.get((engine, wanted.stored))
+        if layout is None:
+            # Found out once for each: a model's outputs are always alike.
+            layout = self._layouts[engine, wanted.stored] = layout_of(outputs)
+        return Packed(layout, outputs)
 
     def _committed(self, step: Step, error: Exception | None) -> None:
         session, entry = step.session, step.entry

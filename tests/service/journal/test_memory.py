@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 
 import numpy as np
@@ -12,11 +13,13 @@ from service.journal.protocol import (
     Entry,
     Identity,
     Journal,
+    Packed,
     Reply,
     Snapshot,
     Stored,
     Tombstone,
     join_log,
+    layout_of,
 )
 
 MAX_TOMBSTONES = 3
@@ -199,3 +202,56 @@ async def test_the_oldest_tombstones_are_forgotten(journal: Journal) -> None:
         await journal.end(str(number), Tombstone("ttl", float(number)))
     known = [await journal.tombstone(str(n)) is not None for n in range(MAX_TOMBSTONES + 2)]
     assert known == [False, False] + [True] * MAX_TOMBSTONES
+
+
+async def test_a_step_is_kept_in_little_more_than_its_numbers() -> None:
+    store = MemoryJournal(MAX_TOMBSTONES)
+    sessions = [f"s{number}" for number in range(100)]
+    for session in sessions:
+        await store.create(identity(session))
+    vector = np.ones((1, 7), np.float32)
+    tracemalloc.start()
+    for seq in range(1, 51):
+        entries = [
+            Entry(s, 1, seq, {"x": vector + seq}, Reply(seq, b"d", {"y": vector + seq}))
+            for s in sessions
+        ]
+        assert all(await store.commit(entries))
+    del entries
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 100 * 50 * 2 * vector.nbytes
+    found = await stored(store, "s7")
+    assert join_log(found.log)["x"][:, 0].tolist() == list(range(2, 52))
+
+
+def test_packed_arrays_are_the_arrays() -> None:
+    arrays = {
+        "scores": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "ids": np.array([[2**40], [-1]], np.int64),
+        "sum": np.array([0.1, np.nan]),
+    }
+    packed = Packed(layout_of(arrays), arrays)
+    assert list(packed) == list(arrays)
+    assert len(packed) == 3
+    for name, array in arrays.items():
+        assert (packed[name].dtype, packed[name].shape) == (array.dtype, array.shape)
+        assert packed[name].tobytes() == array.tobytes()
+    with pytest.raises(KeyError):
+        packed["nothing"]
+
+
+def test_no_arrays_and_empty_ones_are_packed_too() -> None:
+    nothing: dict[str, np.ndarray] = {}
+    empty = {"x": np.zeros((0, 3)), "y": np.zeros((0,), np.int32)}
+    for arrays in (nothing, empty):
+        packed = Packed(layout_of(arrays), arrays)
+        assert {name: array.shape for name, array in packed.items()} == {
+            name: array.shape for name, array in arrays.items()
+        }
+
+
+def test_arrays_that_are_alike_share_a_layout() -> None:
+    one, other = ({"x": np.zeros((length, 3))} for length in (1, 5))
+    assert layout_of(one) is layout_of(other)
+    assert layout_of(one) is not layout_of({"x": np.zeros((1, 3), np.float32)})
