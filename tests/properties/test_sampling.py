@@ -125,22 +125,6 @@ def test_texts_chosen_together_are_as_chosen_one_by_one(
     assert together.tolist() == alone
 
 
-@given(batches(), st.permutations(range(12)))
-def test_the_order_of_the_vocabulary_does_not_change_whom_an_ordered_choice_takes(
-    batch: tuple[np.ndarray, np.ndarray, list[Sampling], np.ndarray], places: list[int]
-) -> None:
-    _, _, how, uniform = batch
-    # No two alike, so that the order is one.
-    scores = -np.arange(12, dtype=np.float32)[None].repeat(len(how), axis=0) / 3
-    shuffled = scores[:, places]
-    ordered = [
-        row for row, each in enumerate(how) if each.top_k or each.top_p < 1 or not each.temperature
-    ]
-    best = choose(scores, how, uniform)
-    chosen = choose_of_all(shuffled, how, uniform)
-    assert [places[at] for at in chosen[ordered]] == best[ordered].tolist()
-
-
 @given(batches())
 def test_a_text_chosen_from_all_does_not_depend_on_the_others(
     batch: tuple[np.ndarray, np.ndarray, list[Sampling], np.ndarray],
@@ -152,16 +136,6 @@ def test_a_text_chosen_from_all_does_not_depend_on_the_others(
         for i in range(len(how))
     ]
     assert together.tolist() == alone
-
-
-@given(scores, below_one, temperatures)
-def test_a_choice_from_all_falls_where_the_cumulated_probability_says(
-    scores: np.ndarray, uniform: float, temperature: float
-) -> None:
-    edges = np.concatenate([[0], np.cumsum(softmax(scores, temperature))])
-    how = [Sampling(temperature, top_k=0)]
-    (chosen,) = choose_of_all(scores[None], how, np.array([uniform]))
-    assert edges[chosen] - 1e-6 <= uniform <= edges[chosen + 1] + 1e-6
 
 
 def exact(scores: np.ndarray, how: Sampling, banned: int) -> np.ndarray:
@@ -177,6 +151,31 @@ def exact(scores: np.ndarray, how: Sampling, banned: int) -> np.ndarray:
     found = np.zeros(len(scores))
     found[order] = kept / kept.sum()
     return found
+
+
+@given(st.permutations(range(12)), st.integers(0, 11), settings_, below_one)
+def test_a_choice_from_all_falls_where_the_cumulated_probability_says(
+    places: list[int], banned: int, how: Sampling, uniform: float
+) -> None:
+    # No two alike, so that the order is one.
+    scores = (np.array(places) / 3).astype(np.float32)
+    probabilities = exact(scores, how, banned)
+    edges = np.concatenate([[0], np.cumsum(probabilities)])
+    (chosen,) = choose_of_all(scores[None], [how], np.array([uniform]), banned)
+    assert chosen != banned
+    if how.temperature == 0:
+        assert probabilities[chosen] == 1
+    else:
+        assert edges[chosen] - 1e-6 <= uniform <= edges[chosen + 1] + 1e-6
+
+
+@given(st.integers(1, 6), st.integers(0, 12), st.floats(0.001, 1), below_one)
+def test_of_equals_no_more_are_kept_than_there_are_places(
+    top_k: int, more: int, top_p: float, uniform: float
+) -> None:
+    logits = np.zeros((1, top_k + more), np.float32)
+    (chosen,) = choose_of_all(logits, [Sampling(1.0, top_k, top_p)], np.array([uniform]))
+    assert chosen < max(1, np.ceil(top_k * top_p + 1e-6))
 
 
 MIXED = (

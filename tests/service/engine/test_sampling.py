@@ -98,14 +98,17 @@ def test_rows_are_chosen_each_by_its_own_settings() -> None:
 
 
 def test_the_whole_vocabulary_is_chosen_from_by_the_same_rules() -> None:
-    logits = np.array([[0.0, 3.0, 1.0, 2.0]], np.float32)
+    numbers = np.linspace(0, 0.9999, 200)
+    logits = np.repeat(np.array([[0.0, 3.0, 1.0, 2.0]], np.float32), 200, axis=0)
     for how, due in (
-        (Sampling(temperature=0), 1),
-        (Sampling(top_k=2), 3),
-        (Sampling(top_k=0, top_p=0.9), 2),
-        (Sampling(top_k=0), 3),
+        (Sampling(temperature=0), {1}),
+        (Sampling(top_k=2), {1, 3}),
+        (Sampling(top_k=0, top_p=0.9), {1, 2, 3}),
+        (Sampling(top_k=3, top_p=0.7), {1, 3}),
+        (Sampling(top_k=0), {0, 1, 2, 3}),
     ):
-        assert choose_of_all(logits, [how], np.array([0.999])).tolist() == [due]
+        assert set(choose_of_all(logits, [how] * 200, numbers).tolist()) == due
+    logits = logits[:1]
     assert choose_of_all(logits, [Sampling(temperature=0)], np.array([0.5]), banned=1) == [3]
 
 
