@@ -108,5 +108,6 @@ test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 @rm -f $(VENV)/.serving-* $(VENV)/.development-*
 @if $(BIN)/python -m pip show -q $(OTHER_RUNTIME) 2>/dev/null; then $(BIN)/python -m pip uninstall -y $(OTHER_RUNTIME); fi
 $(BIN)/python -m pip install --disable-pip-version-check $2 -c constraints.txt -e '.[$1]'
+@$(BIN)/python -m compileall -q service
 @touch $@
 endef
