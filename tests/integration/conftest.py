@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from service.api.transport import HttpProtocol
 from service.settings import Settings
 from tests import models
 from tests.integration import inside, planner, process
+from tests.integration.inside import Running, Serve
 from tests.integration.planner import Probe
 from tests.integration.process import Service
 
@@ -53,11 +55,23 @@ def probe(service: Service) -> Iterator[Probe]:
 
 
 @pytest.fixture
-async def running(model_directory: Path) -> AsyncIterator[inside.Running]:
+async def running(model_directory: Path) -> AsyncIterator[Running]:
     """The application and its server in the test's event loop, where models and clock are at hand."""
     settings = Settings(models=model_directory, port=0, log_level="warning")
     async with inside.serving(settings) as running:
         yield running
+
+
+@pytest.fixture
+def serve(model_directory: Path) -> Serve:
+    """Runs the service with settings, inside the test."""
+
+    def run(**settings: Any) -> AbstractAsyncContextManager[Running]:
+        return inside.serving(
+            Settings(models=model_directory, port=0, log_level="error", **settings)
+        )
+
+    return run
 
 
 @pytest.fixture

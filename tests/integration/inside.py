@@ -6,7 +6,7 @@ import asyncio
 import threading
 from asyncio.trsock import TransportSocket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,6 +145,10 @@ async def serving(settings: Settings) -> AsyncIterator[Running]:
         async with asyncio.timeout(TIMEOUT_S):
             await task
         assert _other_tasks() <= before
+
+
+Serve = Callable[..., AbstractAsyncContextManager[Running]]
+"""Runs the service with settings."""
 
 
 def _other_tasks() -> set[asyncio.Task[Any]]:

@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service.api.transport import HttpProtocol
-from service.settings import Settings
 from tests.integration import inside
-from tests.integration.inside import Running
+from tests.integration.inside import Running, Serve
 
 SOON = 0.05
 """Seconds until the service gives up; a test waits for what it does, not for the time."""
-
-Serve = Callable[..., AbstractAsyncContextManager[Running]]
-
-
-@pytest.fixture
-def serve(model_directory: Path) -> Serve:
-    """Runs the service with settings."""
-
-    @asynccontextmanager
-    async def run(**settings: Any) -> AsyncIterator[Running]:
-        async with inside.serving(
-            Settings(models=model_directory, port=0, log_level="error", **settings)
-        ) as running:
-            yield running
-
-    return run
 
 
 class Client:
