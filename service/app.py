@@ -9,17 +9,18 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
+from starlette.types import ASGIApp
 
 from service import __version__
-from service.api import http, operations, predict, sessions, stream
+from service.api import documentation, http, operations, predict, sessions, stream
 from service.api.context import Context, Shutdown
 from service.api.direct import DirectSteps
-from service.api.documentation import Pages
 from service.api.middleware import Observed, Requests
 from service.engine.engine import Limits
 from service.engine.graph import choose_device, device_memory
@@ -34,21 +35,6 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 _SWEEP_EVERY_S = 1.0
-
-_ABOUT = {
-    "title": "seqserve",
-    "version": __version__,
-    "summary": "Sequence models with state kept per session.",
-    "description": (
-        "Beside these routes, the WebSocket `/v1/stream` carries many sessions on one socket and many steps "
-        "in one frame, as JSON text or MessagePack: see the user guide."
-    ),
-    "openapi_tags": [
-        {"name": "one-shot", "description": "Whole inputs; nothing is kept."},
-        {"name": "sessions", "description": "State kept between requests, exactly-once steps."},
-        {"name": "operations", "description": "Health, metrics, models."},
-    ],
-}
 
 
 def build_context(
@@ -93,32 +79,53 @@ def build_context(
     return Context(settings, metrics, repository, table, Shutdown())
 
 
-def build(context: Context) -> Starlette:
+def build(context: Context) -> FastAPI:
     """The application around a context."""
-    table = [
-        route
-        for router in (sessions.router, predict.router, operations.router, stream.router)
-        for route in router.table
-    ]
-    app = Starlette(
-        routes=[*table, *Pages(table, _ABOUT).routes],
+    app = _App(
+        title="seqserve",
+        version=__version__,
+        summary="Sequence models with state kept per session.",
         lifespan=_lifespan,
-        exception_handlers={
-            ServiceError: _on_error,
-            HTTPException: _on_http_error,
-            ClientDisconnect: _on_disconnect,
-            Exception: _on_fault,
-        },
+        # Not `include_router`, which looks for a route in each router and then once more inside it.
+        routes=[
+            route
+            for router in (sessions.router, predict.router, operations.router, stream.router)
+            for route in router.routes
+        ],
+        # What it would ask of every request costs as much as routing it; `metrics` counts requests.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+        openapi_tags=[
+            {"name": "one-shot", "description": "Whole inputs; nothing is kept."},
+            {"name": "sessions", "description": "State kept between requests, exactly-once steps."},
+            {"name": "operations", "description": "Health, metrics, models."},
+        ],
+        description=(
+            "Beside these routes, the WebSocket `/v1/stream` carries many sessions on one socket and many steps "
+            "in one frame, as JSON text or MessagePack: see the user guide."
+        ),
     )
     app.state.context = context
+    app.add_exception_handler(ServiceError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(Exception, _on_fault)
     requests = Requests(context.metrics)
     app.add_middleware(Observed, requests=requests)
     app.state.direct_steps = DirectSteps(context, requests)
+    documentation.install(app)
     return app
 
 
+class _App(FastAPI):
+    """FastAPI without the middlewares it adds for uploads, dependencies and telemetry; none of them is used."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """As Starlette does."""
+        return Starlette.build_middleware_stack(self)
+
+
 @asynccontextmanager
-async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
     context.repository.find()
     background = [

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from starlette.routing import BaseRoute, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 
 from service.api import schema
 from service.api.http import PROBLEM
-from service.api.routing import Direct
 
 _REFERENCE = "#/components/schemas/{name}"
 _RECORDS = [
@@ -72,51 +69,27 @@ def _content(record: type, examples: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-class Pages:
-    """The OpenAPI page and its two renderings for people, by FastAPI.
+def install(app: FastAPI) -> None:
+    """Give an application its OpenAPI page."""
 
-    FastAPI is imported and the page is written when it is first asked for, in a thread beside the event loop.
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            page = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+                tags=app.openapi_tags,
+            )
+            _, components = msgspec.json.schema_components(_RECORDS, ref_template=_REFERENCE)
+            page.setdefault("components", {}).setdefault("schemas", {}).update(components)
+            # FastAPI documents a 422 of its own wherever there is a path parameter; ours are problems.
+            for path in page["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            for name in ("HTTPValidationError", "ValidationError"):
+                page["components"]["schemas"].pop(name, None)
+            app.openapi_schema = page
+        return app.openapi_schema
 
-    Args:
-        table: Every route of the service.
-        about: Title, version and the like: arguments of `FastAPI`.
-    """
-
-    def __init__(self, table: Sequence[BaseRoute], about: dict[str, Any]) -> None:
-        self._table = table
-        self._about = about
-        self._made: ASGIApp | None = None
-        self._making = asyncio.Lock()
-
-    @property
-    def routes(self) -> list[Route]:
-        """Where they are found."""
-        paths = ("/openapi.json", "/docs", "/redoc")
-        return [Route(path, self, methods=["GET"]) for path in paths]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        async with self._making:
-            if self._made is None:
-                self._made = await asyncio.to_thread(self._make)
-        await self._made(scope, receive, send)
-
-    def _make(self) -> ASGIApp:
-        from fastapi import FastAPI
-
-        app = FastAPI(**self._about)
-        for route in self._table:
-            if isinstance(route, Direct):
-                app.add_api_route(
-                    route.path, route.endpoint, methods=sorted(route.methods or ()), **route.page
-                )
-        page = app.openapi()
-        _, components = msgspec.json.schema_components(_RECORDS, ref_template=_REFERENCE)
-        page.setdefault("components", {}).setdefault("schemas", {}).update(components)
-        # FastAPI documents a 422 of its own wherever there is a path parameter; ours are problems.
-        for path in page["paths"].values():
-            for operation in path.values():
-                operation["responses"].pop("422", None)
-        for name in ("HTTPValidationError", "ValidationError"):
-            page["components"]["schemas"].pop(name, None)
-        return app
+    app.openapi = openapi  # type: ignore[method-assign]

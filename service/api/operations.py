@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import Response
@@ -9,12 +10,12 @@ from starlette.responses import Response
 from service.api import http
 from service.api.context import context_of
 from service.api.documentation import documented
-from service.api.routing import Routes
+from service.api.routing import Direct
 from service.api.schema import Health, ModelAnswer, ModelList
 from service.errors import UnknownModel
 from service.repository import Entry
 
-router = Routes(tags=["operations"])
+router = APIRouter(tags=["operations"], route_class=Direct)
 
 
 @router.get("/health/live", **documented(None, Health))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any
 
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,7 +14,7 @@ from service.api.context import TENANT, Context, context_of
 from service.api.documentation import documented
 from service.api.events import event_stream
 from service.api.examples import GENERATE, PREDICT
-from service.api.routing import Routes
+from service.api.routing import Direct
 from service.api.schema import (
     GenerateAnswer,
     GenerateRequest,
@@ -24,7 +25,7 @@ from service.api.writing import Writing
 from service.engine.scheduler import flow_of
 from service.repository import Served
 
-router = Routes(prefix="/v1/models/{model}", tags=["one-shot"])
+router = APIRouter(prefix="/v1/models/{model}", tags=["one-shot"], route_class=Direct)
 
 
 @router.post("/predict", **documented(PredictRequest, PredictAnswer, PREDICT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,7 +13,7 @@ from service.api.context import TENANT, context_of
 from service.api.documentation import documented
 from service.api.events import event_stream, last_event_id
 from service.api.examples import SESSION, SESSION_GENERATE, SESSION_PUT, STEPS
-from service.api.routing import Routes
+from service.api.routing import Direct
 from service.api.schema import (
     GenerateAnswer,
     SessionAnswer,
@@ -26,7 +27,7 @@ from service.api.schema import (
 from service.api.stepping import describe, open_session, step
 from service.api.writing import Writing
 
-router = Routes(prefix="/v1/sessions", tags=["sessions"])
+router = APIRouter(prefix="/v1/sessions", tags=["sessions"], route_class=Direct)
 
 
 # Routes are tried in this order.

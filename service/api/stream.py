@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import msgspec
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -23,7 +24,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from service import logs
 from service.api import http
 from service.api.context import TENANT, Context, context_of
-from service.api.routing import Routes
+from service.api.routing import Direct
 from service.api.schema import (
     CancelFrame,
     CloseFrame,
@@ -41,7 +42,7 @@ from service.errors import Draining, Invalid, ServiceError, TooLarge, UpgradeReq
 
 log = logging.getLogger(__name__)
 
-router = Routes()
+router = APIRouter(route_class=Direct)
 
 # Frames that wait are looked through for what cancels another, and no further than this.
 _LOOK_AHEAD_BYTES = 65536
