@@ -30,3 +30,9 @@ def test_added_tokens_are_words_too() -> None:
         == tokenizer.get_vocab()
         == {"<unk>": 0, "a": 1, "<eos>": 2}
     )
+
+
+def test_models_with_one_vocabulary_keep_its_words_once() -> None:
+    tokenizer = Tokenizer(WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    one, other = (read_vocabulary(tokenizer.to_str().encode(), spec(2)) for _ in range(2))
+    assert one is other
