@@ -29,7 +29,7 @@ from service.contract import (
     decode_golden,
     digest,
 )
-from service.settings import DeviceChoice, Settings
+from service.settings import DEFAULT_GPU, DeviceChoice, Gpu, Settings
 
 if TYPE_CHECKING:
     from service.engine.graph import Runs
@@ -74,7 +74,7 @@ class Loading:
         threads: Threads of one run.
         variant: Arithmetic wanted; a model that has no such graph for the device runs model.onnx.
         deterministic: Whether to find the shapes in which a row's bits do not depend on the others.
-        gpu_memory_bytes: Most memory of a GPU that each model may take beside its states; 0 is all there is.
+        gpu: How a GPU is used.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class Loading:
         variant: Arithmetic = "exact",
         *,
         deterministic: bool = False,
-        gpu_memory_bytes: int = 0,
+        gpu: Gpu = DEFAULT_GPU,
     ) -> None:
         self._directory = directory
         self._device = device
         self._threads = threads
         self._variant = variant
         self._deterministic = deterministic
-        self._gpu_memory_bytes = gpu_memory_bytes
+        self._gpu = gpu
         self.begun: dict[Key, Future[Loaded]] = {}
         """What was found, and what becomes of it."""
 
@@ -126,7 +126,7 @@ class Loading:
             self._device,
             self._threads,
             deterministic=self._deterministic,
-            gpu_memory_bytes=self._gpu_memory_bytes,
+            gpu=self._gpu,
         )
 
     def cancel(self) -> None:
@@ -143,7 +143,7 @@ def models_of(settings: Settings) -> Loading:
         settings.threads,
         settings.variant,
         deterministic=settings.deterministic,
-        gpu_memory_bytes=settings.gpu_memory_bytes,
+        gpu=settings.gpu,
     )
 
 
@@ -208,7 +208,7 @@ def load(
     threads: int,
     *,
     deterministic: bool,
-    gpu_memory_bytes: int = 0,
+    gpu: Gpu = DEFAULT_GPU,
 ) -> Loaded:
     """Load one model, check it against its golden answers, warm it, and make its task. Takes its files away.
 
@@ -226,7 +226,7 @@ def load(
     promised = config
     if verified.variant:
         promised = msgspec.structs.replace(config, tolerance=verified.variant.tolerance)
-    graph = states.load(content, promised, choose_device(device), threads, gpu_memory_bytes)
+    graph = states.load(content, promised, choose_device(device), threads, gpu)
     shapes = _prove(graph, golden, deterministic=deterministic)
     from service.tasks.making import make_task
 

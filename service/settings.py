@@ -26,6 +26,22 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """How a GPU is used.
+
+    Attributes:
+        memory_bytes: Most memory that each model may take beside its sessions' states; 0 is all there is.
+        graphs: Whether steps are captured as CUDA graphs, where they then give the same bits.
+    """
+
+    memory_bytes: int = 0
+    graphs: bool = False
+
+
+DEFAULT_GPU = Gpu()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Settings of one process; `SEQSERVE_<NAME>` in the environment sets `<name>`.
 
@@ -37,7 +53,8 @@ class Settings:
         variant: Arithmetic of the models; a model that has no such graph for its device runs model.onnx, `exact`.
         deterministic: Whether the same chunks of a session give the same bits whoever shares its batches.
         threads: Threads of one model run.
-        gpu_memory_bytes: Most memory of a GPU that each model may take beside its sessions' states; 0 is all there is.
+        gpu_memory_bytes: See `Gpu.memory_bytes`.
+        gpu_graphs: See `Gpu.graphs`.
         max_body_bytes: Largest HTTP body and WebSocket frame.
         request_timeout_s: Time in which the head of a request has to arrive, and then its body.
         keep_alive_s: Time for which a connection stays open without a request; longer than a load balancer's.
@@ -70,6 +87,7 @@ class Settings:
     deterministic: bool = False
     threads: int = 1
     gpu_memory_bytes: int = 0
+    gpu_graphs: bool = False
     max_body_bytes: int = 4 * 2**20
     request_timeout_s: float = 20.0
     keep_alive_s: float = 5.0
@@ -106,6 +124,11 @@ class Settings:
             raise SettingsError(
                 "deterministic and variant int8 exclude each other: int8 rounds a row by the numbers of its whole batch"
             )
+
+    @property
+    def gpu(self) -> Gpu:
+        """How a GPU is used."""
+        return Gpu(memory_bytes=self.gpu_memory_bytes, graphs=self.gpu_graphs)
 
 
 def from_environ(environ: Mapping[str, str]) -> Settings:

@@ -1,12 +1,14 @@
 """States on the device that computes, in one buffer per state tensor, which the model itself reads and writes.
 
-Beside `graph` the only file that touches ONNX Runtime. The buffers are bound as input and as output of the wrapped
-graph (`wrap`), so a step writes the rows it steps in place, and no state comes to the host but by `read`.
+The buffers are bound as input and as output of the wrapped graph (`wrap`), so a step writes the rows it steps in
+place, and no state comes to the host but by `read`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,12 @@ import onnxruntime as ort
 from service.contract import ContractError, ModelConfig
 from service.engine import wrap
 from service.engine.arena import Array, Finite
+from service.engine.decompose import step_cells
 from service.engine.graph import Device, check_signature, open_session, scratch_feeds
+from service.engine.replay import Replay, eager
+from service.settings import DEFAULT_GPU, Gpu
+
+log = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int64]
 
@@ -28,7 +35,8 @@ class BoundGraph:
         config: What the graph promises; it has at least one state.
         device: Where graph and states are.
         threads: Threads of one run.
-        memory_bytes: Most memory of a GPU that it may take beside the states; 0 is all there is.
+        gpu: How a GPU is used.
+        cells: Whether single time steps are computed by cells taken apart (`decompose`).
 
     Raises:
         ContractError: The graph cannot be loaded, or not on the device, or is not what `config` says.
@@ -40,16 +48,30 @@ class BoundGraph:
         config: ModelConfig,
         device: Device = "cpu",
         threads: int = 1,
-        memory_bytes: int = 0,
+        gpu: Gpu = DEFAULT_GPU,
+        *,
+        cells: bool = False,
     ) -> None:
         self.config = config
         self.device = device
+        # Capture is for single steps: in longer chunks the lengths differ, and some operators take them on the host.
+        self.replays = gpu.graphs
 
-        def load(content: bytes) -> ort.InferenceSession:
-            return open_session(content, device, threads, memory_bytes)
+        def load(content: bytes, *, graphs: bool = False) -> ort.InferenceSession:
+            return open_session(content, device, threads, replace(gpu, graphs=graphs))
 
-        self.step = load(wrap.step_graph(model, config))
+        wrapped = wrap.step_graph(model, config)
+        self.step = load(wrapped)
         check_signature(self.step, config, ())
+        apart = step_cells(model) if cells else None
+        single = wrap.step_graph(apart, config) if apart else wrapped
+        self.single = load(single) if apart and not gpu.graphs else self.step
+        if gpu.graphs:
+            try:
+                self.single = load(single, graphs=True)
+            except ContractError as error:
+                log.warning("model %s runs without CUDA graphs: %s", config.name, error)
+                self.replays, self.single = False, load(single)
         self.read = load(wrap.read_graph(config))
         self.write = load(wrap.write_graph(config))
         self.reset = load(wrap.reset_graph(config))
@@ -106,15 +128,17 @@ class BoundStates:
         buffers = {
             s.input_name: _buffer((count, *s.shape), s.dtype, graph.device) for s in self._states
         }
-        self._step, self._read, self._write, self._reset = (
-            _Bound(session, graph.config, buffers)
-            for session in (graph.step, graph.read, graph.write, graph.reset)
+        captured = graph.single if graph.replays else None
+        self._step, self._single, self._read, self._write, self._reset = (
+            _Bound(session, graph.config, buffers, captured=session is captured)
+            for session in (graph.step, graph.single, graph.read, graph.write, graph.reset)
         )
         # Rows to be set to the initial state before they are next stepped: many at once, and not on the event loop.
         self._fresh = np.zeros(count, np.bool_)
-        self._put(
-            np.array([wrap.INITIAL]), {s.input_name: s.initial_array()[None] for s in self._states}
-        )
+        initial = {s.input_name: s.initial_array()[None] for s in self._states}
+        self._put(np.array([wrap.INITIAL]), initial)
+        self._time_input = graph.config.inputs[0].name
+        self._replays = self._prove_replays() if graph.replays else {}
 
     def reset(self, row: int) -> None:
         """Set a row to the initial state."""
@@ -151,9 +175,55 @@ class BoundStates:
             self._reset.run({wrap.ROWS: fresh}, [])
             self._fresh[fresh] = False
         asked = np.array([t.name in wanted for t in self._outputs])
-        result = self._step.run({**feeds, wrap.ROWS: at, wrap.ASKED: asked}, [wrap.FINITE, *wanted])
+        given = {**feeds, wrap.ROWS: at, wrap.ASKED: asked}
+        result = self._for(feeds, len(at)).run(given, [wrap.FINITE, *wanted])
         finite: Finite = result.pop(wrap.FINITE)
         return result, finite
+
+    def _for(self, feeds: Mapping[str, Array], count: int) -> _Bound | Replay:
+        if feeds[self._time_input].shape[1] > 1:
+            return self._step
+        return self._replays.get(1 << (count - 1).bit_length(), self._single)
+
+    def _prove_replays(self) -> dict[int, Replay]:
+        """Replays by their number of rows: powers of two up to the largest batch. None unless all give the right bits.
+
+        Tried in an order that mixes the sizes: what is known to go wrong is a replay after a run of another shape.
+        """
+        config = self.graph.config
+        most = min(config.batching.max_batch_size, self.capacity)
+        sizes = [1 << k for k in range(most.bit_length())]
+        replays = {
+            n: Replay(self.graph.single, self._single.bind(), config, n, self.graph.device)
+            for n in sizes
+        }
+        random = np.random.default_rng(0)
+        for n in random.permutation([*sizes, *sizes]):
+            rows = np.arange(1, n + 1)
+            state = {
+                s.input_name: (s.initial_array() + random.normal(size=(n, *s.shape)))
+                for s in self._states
+            }
+            results = []
+            for step in (self._single, replays[n]):
+                self.write_rows(rows, state)
+                results.append(self._trial(step, rows) | self.read_rows(rows))
+            if any(
+                values.tobytes() != results[1][name].tobytes()
+                for name, values in results[0].items()
+            ):
+                log.warning("model %s runs without CUDA graphs: %d rows differ", config.name, n)
+                return {}
+        return replays
+
+    def _trial(self, step: _Bound | Replay, rows: Rows) -> dict[str, Array]:
+        config = self.graph.config
+        feeds = scratch_feeds(config, len(rows), 1)
+        for state in config.state:
+            del feeds[state.input_name]
+        asked = np.ones(len(config.outputs), np.bool_)
+        names = [t.name for t in config.outputs]
+        return step.run({**feeds, wrap.ROWS: _held(rows), wrap.ASKED: asked}, [wrap.FINITE, *names])
 
     def _put(self, at: Rows, state: Mapping[str, Array]) -> None:
         feeds = {wrap.given(s): np.asarray(state[s.input_name], s.dtype) for s in self._states}
@@ -168,8 +238,11 @@ class _Bound:
         session: ort.InferenceSession,
         config: ModelConfig,
         buffers: Mapping[str, ort.OrtValue],
+        *,
+        captured: bool = False,
     ) -> None:
         self._session = session
+        self._options = eager() if captured else None
         outputs = {node.name for node in session.get_outputs()}
         self._inputs = {wrap.held(s): buffers[s.input_name] for s in config.state}
         self._outputs = {
@@ -183,18 +256,19 @@ class _Bound:
         key = tuple(wanted)
         binding = self._bindings.get(key)
         if binding is None:
-            binding = self._bindings[key] = self._bind()
+            binding = self._bindings[key] = self.bind()
         for name, array in feeds.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name in wanted:
             # Anew each time: else the run would be given the array of the run before, of perhaps another shape.
             binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, self._options)
         values = binding.get_outputs_as_ortvaluevector()
         first = len(self._outputs)
         return {name: values[first + i].numpy() for i, name in enumerate(wanted)}
 
-    def _bind(self) -> ort.IOBinding:
+    def bind(self) -> ort.IOBinding:
+        """The buffers bound; what else goes in and out is still to be."""
         binding = self._session.io_binding()
         for name, buffer in self._inputs.items():
             binding.bind_ortvalue_input(name, buffer)

@@ -1,4 +1,4 @@
-"""With `bound` the only file that touches ONNX Runtime. Knows tensors by name; nothing of sessions or tasks."""
+"""ONNX Runtime is touched here, in `bound` and in `replay`, and nowhere else. Nothing of sessions or tasks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import onnxruntime as ort
 
 from service.contract import ContractError, Golden, ModelConfig, StateTensor
 from service.engine import wrap
+from service.engine.nodes import PREFIX
+from service.settings import DEFAULT_GPU, Gpu
 
 Array = npt.NDArray[Any]
 Device = Literal["cpu", "cuda"]
@@ -105,7 +107,7 @@ def device_memory() -> tuple[int, int]:
 
 
 def open_session(
-    model: bytes, device: Device, threads: int, memory_bytes: int = 0
+    model: bytes, device: Device, threads: int, gpu: Gpu = DEFAULT_GPU
 ) -> ort.InferenceSession:
     """Load a graph where it is to run.
 
@@ -113,7 +115,7 @@ def open_session(
         model: The graph.
         device: Where it runs. A provider other than the one asked for is an error, never a silent fallback.
         threads: Threads of one run. They do not spin, so that the web server keeps its core.
-        memory_bytes: Most memory of a GPU that its weights and values may take; 0 is all there is.
+        gpu: How a GPU is used.
 
     Raises:
         ContractError: The graph cannot be loaded, or not there.
@@ -133,7 +135,7 @@ def open_session(
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.log_severity_level = 3
     try:
-        session = ort.InferenceSession(model, options, providers=_providers(device, memory_bytes))
+        session = ort.InferenceSession(model, options, providers=_providers(device, gpu))
     except Exception as error:
         # ONNX Runtime raises a dozen unrelated classes for a graph it cannot take.
         raise ContractError(f"ONNX Runtime refuses the graph: {error}") from error
@@ -146,7 +148,7 @@ def open_session(
     return session
 
 
-def _providers(device: Device, memory_bytes: int) -> list[Any]:
+def _providers(device: Device, gpu: Gpu) -> list[Any]:
     if device == "cpu":
         return [_PROVIDERS["cpu"]]
     options = {
@@ -155,8 +157,10 @@ def _providers(device: Device, memory_bytes: int) -> list[Any]:
         # Products of float32 in float32; TensorFloat-32 would keep three digits.
         "use_tf32": "0",
     }
-    if memory_bytes:
-        options["gpu_mem_limit"] = str(memory_bytes)
+    if gpu.memory_bytes:
+        options["gpu_mem_limit"] = str(gpu.memory_bytes)
+    if gpu.graphs:
+        options["enable_cuda_graph"] = "1"
     # The CPU computes shapes and other whole numbers that the GPU would only wait for; see `_on_cpu`.
     return [(_PROVIDERS["cuda"], options), _PROVIDERS["cpu"]]
 
@@ -196,7 +200,7 @@ class Graph:
         config: What the graph promises.
         device: Where it runs.
         threads: Threads of one run.
-        memory_bytes: Most memory of a GPU that it may take; 0 is all there is.
+        gpu: How a GPU is used.
 
     Raises:
         ContractError: The graph cannot be loaded, or its inputs and outputs are not those of `config`.
@@ -208,9 +212,9 @@ class Graph:
         config: ModelConfig,
         device: Device = "cpu",
         threads: int = 1,
-        memory_bytes: int = 0,
+        gpu: Gpu = DEFAULT_GPU,
     ) -> None:
-        self._session = open_session(model, device, threads, memory_bytes)
+        self._session = open_session(model, device, threads, gpu)
         self.config = config
         check_signature(self._session, config, config.state)
 
@@ -243,7 +247,7 @@ def check_signature(
     Args:
         session: The loaded graph.
         config: What it promises.
-        states: Those that are its inputs and outputs; what else a graph has for states is of `wrap.PREFIX`.
+        states: Those that are its inputs and outputs; what else a graph has for states is of `nodes.PREFIX`.
 
     Raises:
         ContractError: They differ.
@@ -256,7 +260,7 @@ def check_signature(
         ("inputs", inputs, session.get_inputs()),
         ("outputs", outputs, session.get_outputs()),
     ):
-        actual = {node.name: node.type for node in found if not node.name.startswith(wrap.PREFIX)}
+        actual = {node.name: node.type for node in found if not node.name.startswith(PREFIX)}
         wanted = {name: _ELEMENT_TYPES[dtype] for name, dtype in declared.items()}
         if actual != wanted:
             raise ContractError(f"the graph's {side} are {actual}, config.json says {wanted}")

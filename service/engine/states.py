@@ -9,6 +9,7 @@ from service.engine.arena import States
 from service.engine.bound import BoundGraph
 from service.engine.graph import Device, Graph, Runs
 from service.engine.host import HostStates
+from service.settings import DEFAULT_GPU, Gpu
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ BOUND_BYTES = 32 * 1024
 
 
 def load(
-    model: bytes, config: ModelConfig, device: Device, threads: int, memory_bytes: int = 0
+    model: bytes, config: ModelConfig, device: Device, threads: int, gpu: Gpu = DEFAULT_GPU
 ) -> Graph | BoundGraph:
     """Load a model so that it will keep its states where a step is fastest.
 
@@ -29,20 +30,20 @@ def load(
         config: What the graph promises.
         device: Where it runs.
         threads: Threads of one run.
-        memory_bytes: Most memory of a GPU that it may take beside the states; 0 is all there is.
+        gpu: How a GPU is used.
 
     Raises:
         ContractError: The graph cannot be loaded, or not on the device, or is not what `config` says.
     """
     if not config.state or (device == "cpu" and config.state_nbytes < BOUND_BYTES):
-        return Graph(model, config, device, threads, memory_bytes)
+        return Graph(model, config, device, threads, gpu)
     try:
-        return BoundGraph(model, config, device, threads, memory_bytes)
+        return BoundGraph(model, config, device, threads, gpu, cells=device == "cuda")
     except ImportError as error:
         if device != "cpu":
             raise ContractError(f"{device} needs a package: {error}") from error
         log.info("model %s would step faster with the package onnx installed", config.name)
-        return Graph(model, config, device, threads, memory_bytes)
+        return Graph(model, config, device, threads, gpu)
 
 
 def states_of(graph: Runs, capacity: int) -> States:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.contract import DType, ModelConfig, StateTensor
+from service.engine.nodes import Nodes, empty
 
 if TYPE_CHECKING:
     import onnx
@@ -25,16 +26,11 @@ Array = npt.NDArray[Any]
 INITIAL, NOWHERE, FIRST = 0, 1, 2
 """Row 0 always holds the initial state, row 1 takes what nobody is to read; row 2 is the first for a session."""
 
-PREFIX = "seqserve."
-"""Of every name that is added to a graph."""
-
 ROWS = "seqserve.rows"
 ASKED = "seqserve.asked"
 FINITE = "seqserve.finite"
 
 _FLOATS = ("float32", "float64")
-# Of the graphs made here from nothing.
-_OPSET, _IR_VERSION = 21, 10
 
 
 def held(state: StateTensor) -> str:
@@ -68,7 +64,7 @@ def step_graph(model: bytes, config: ModelConfig) -> bytes:
     import onnx
 
     proto = onnx.load_from_string(model)
-    nodes = _Nodes(proto.graph)
+    nodes = Nodes(proto.graph)
     rings = {s.input_name: ring for s in config.state if (ring := _ring(proto.graph, s))}
     for ring in rings.values():
         proto.graph.node.remove(ring.node)
@@ -102,7 +98,7 @@ def step_graph(model: bytes, config: ModelConfig) -> bytes:
 
 def read_graph(config: ModelConfig) -> bytes:
     """Copies rows out: `ROWS` (B,) and `held` of each state in, `given` of each state out."""
-    nodes, proto = _empty("read")
+    nodes, proto = empty("read")
     nodes.input(ROWS, "int64", ["B"])
     for state in config.state:
         nodes.input(held(state), state.dtype, ["R", *state.shape])
@@ -113,7 +109,7 @@ def read_graph(config: ModelConfig) -> bytes:
 
 def write_graph(config: ModelConfig) -> bytes:
     """Sets rows: `ROWS` (B,), `given` and `held` of each state in, `kept` of each state out."""
-    nodes, proto = _empty("write")
+    nodes, proto = empty("write")
     nodes.input(ROWS, "int64", ["B"])
     where = nodes.add("Unsqueeze", ROWS, nodes.constant([1]))
     for state in config.state:
@@ -126,7 +122,7 @@ def write_graph(config: ModelConfig) -> bytes:
 
 def reset_graph(config: ModelConfig) -> bytes:
     """Sets rows to the row `INITIAL`: `ROWS` (B,) and `held` of each state in, `kept` of each state out."""
-    nodes, proto = _empty("reset")
+    nodes, proto = empty("reset")
     nodes.input(ROWS, "int64", ["B"])
     where = nodes.add("Unsqueeze", ROWS, nodes.constant([1]))
     source = nodes.add("Mul", ROWS, nodes.constant(np.int64(INITIAL)))
@@ -140,7 +136,7 @@ def reset_graph(config: ModelConfig) -> bytes:
 
 def trial_graph() -> bytes:
     """X + x, for x (N,) float32: to see whether a device computes."""
-    nodes, proto = _empty("trial")
+    nodes, proto = empty("trial")
     nodes.input("x", "float32", ["N"])
     nodes.output(nodes.add("Add", "x", "x"), "y", "float32", ["N"])
     return _bytes(proto)
@@ -194,13 +190,13 @@ def _ring(graph: onnx.GraphProto, state: StateTensor) -> _Ring | None:
     return _Ring(node, node.input[2], unsqueeze.input[1], expand.input[1], tuple(places.input[1:]))
 
 
-def _ring_places(nodes: _Nodes, ring: _Ring, target: str) -> str:
+def _ring_places(nodes: Nodes, ring: _Ring, target: str) -> str:
     """The places of a ring with rows of the held state for rows of the batch."""
     rows = nodes.once("Expand", nodes.once("Unsqueeze", target, ring.axes), ring.shape)
     return nodes.once("Concat", rows, *ring.parts, axis=-1)
 
 
-def _finite(nodes: _Nodes, config: ModelConfig, rings: Mapping[str, _Ring]) -> str:
+def _finite(nodes: Nodes, config: ModelConfig, rings: Mapping[str, _Ring]) -> str:
     """Name of a (B,) bool: whether all that counts of a row is finite.
 
     Zero times a value is zero, but not a number where the value is infinite or not a number; and a sum is not a
@@ -226,7 +222,7 @@ def _finite(nodes: _Nodes, config: ModelConfig, rings: Mapping[str, _Ring]) -> s
     return nodes.add("Equal", nodes.add("Sum", *terms), nothing)
 
 
-def _zero_times(nodes: _Nodes, value: str, dtype: DType, shape: list[int], size: int | None) -> str:
+def _zero_times(nodes: Nodes, value: str, dtype: DType, shape: list[int], size: int | None) -> str:
     """Sum of 0 x over the last axis of a value in this shape, float32, without that axis."""
     flat = nodes.add("Reshape", value, nodes.constant(shape))
     last = nodes.constant([len(shape) - 1])
@@ -237,7 +233,7 @@ def _zero_times(nodes: _Nodes, value: str, dtype: DType, shape: list[int], size:
     return nodes.cast(nodes.add("Squeeze", product, last), "float32")
 
 
-def _valid(nodes: _Nodes, config: ModelConfig) -> str:
+def _valid(nodes: Nodes, config: ModelConfig) -> str:
     """Name of a (B, T) bool: which time steps are within the row's length."""
     time = nodes.add("Squeeze", nodes.add("Shape", config.inputs[0].name, start=1, end=2))
     zero, one = nodes.constant(np.int32(0)), nodes.constant(np.int32(1))
@@ -245,91 +241,11 @@ def _valid(nodes: _Nodes, config: ModelConfig) -> str:
     return nodes.add("Less", places, nodes.add("Unsqueeze", config.lengths, nodes.constant([1])))
 
 
-class _Nodes:
-    """Adds to a graph, under names that no exported model has."""
-
-    def __init__(self, graph: onnx.GraphProto) -> None:
-        self._graph = graph
-        self._count = 0
-        self._made: dict[tuple[object, ...], str] = {}
-
-    def add(self, operator: str, *inputs: str, **attributes: int) -> str:
-        """Add a node; the name of its output."""
-        from onnx import helper
-
-        name = self._name()
-        node = helper.make_node(operator, inputs, [name])
-        node.attribute.extend(helper.make_attribute(*pair) for pair in attributes.items())
-        self._graph.node.append(node)
-        return name
-
-    def once(self, operator: str, *inputs: str, **attributes: int) -> str:
-        """As `add`, but the same node is added once."""
-        key = (operator, inputs, *attributes.items())
-        if key not in self._made:
-            self._made[key] = self.add(operator, *inputs, **attributes)
-        return self._made[key]
-
-    def cast(self, value: str, dtype: str) -> str:
-        """The value in another element type."""
-        return self.once("Cast", value, to=_element_type(dtype))
-
-    def constant(self, value: Array | list[int] | np.generic) -> str:
-        """A constant; a list is of int64."""
-        from onnx import numpy_helper
-
-        array = np.asarray(value, np.int64 if isinstance(value, list) else None)
-        key = ("constant", array.dtype.str, array.shape, array.tobytes())
-        if key not in self._made:
-            self._made[key] = name = self._name()
-            self._graph.initializer.append(numpy_helper.from_array(array, name))
-        return self._made[key]
-
-    def input(self, name: str, dtype: str, shape: list[int | str]) -> None:
-        """Declare an input."""
-        self._graph.input.append(_declared(name, dtype, shape))
-
-    def output(self, value: str, name: str, dtype: str, shape: list[int | str]) -> None:
-        """Declare what the last node made as an output, under this name."""
-        last = self._graph.node[-1].output
-        assert last[0] == value
-        last[0] = name
-        self._graph.output.append(_declared(name, dtype, shape))
-
-    def _name(self) -> str:
-        self._count += 1
-        return f"seqserve.{self._count}"
-
-
-def _declared(name: str, dtype: str, shape: list[int | str]) -> onnx.ValueInfoProto:
-    from onnx import helper
-
-    return helper.make_tensor_value_info(name, _element_type(dtype), shape)
-
-
-def _element_type(dtype: str) -> int:
-    from onnx import helper
-
-    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-
-
 def _drop(values: Any, names: Iterable[str]) -> None:
     """Take inputs or outputs off the list of a graph."""
     gone = set(names)
     for value in [v for v in values if v.name in gone]:
         values.remove(value)
-
-
-def _empty(name: str) -> tuple[_Nodes, onnx.ModelProto]:
-    from onnx import helper
-
-    proto = helper.make_model(
-        helper.make_graph([], name, [], []),
-        opset_imports=[helper.make_opsetid("", _OPSET)],
-        ir_version=_IR_VERSION,
-        producer_name="seqserve",
-    )
-    return _Nodes(proto.graph), proto
 
 
 def _bytes(proto: onnx.ModelProto) -> bytes:
