@@ -34,6 +34,7 @@ _READ = 1 << 18
 _SPIN_S = 30e-6
 # After the last request of an open loop; what is not answered by then counts as lost.
 _PATIENCE_S = 10.0
+_WARM_S = 0.3
 
 
 class Source(Protocol):
@@ -122,32 +123,21 @@ class _Line:
         self.send = self.socket.send
 
 
-def closed(
-    port: int,
-    groups: Sequence[tuple[Source, int]],
-    seconds: float,
-    *,
-    warm_s: float = 0.3,
-) -> Run:
-    """Keep a number of requests of each source on their way for some time; an answer brings the next request."""
+def closed(port: int, groups: Sequence[tuple[Source, int]], seconds: float) -> Run:
+    """Keep a number of requests of each source on their way for some time; an answer brings the next request.
+
+    However short the time and slow the machine, some request is both sent and answered while it is measured.
+    """
     with _lines(port, groups) as (poll, lines), _quiet():
-        begin = time.perf_counter() + warm_s
+        begin = time.perf_counter() + min(_WARM_S, seconds)
         end = begin + seconds
         cpu = time.process_time()
         replies: list[Reply] = []
-        idle: list[_Line] = []
+        idle = list(lines.values())
         busy = 0
-        for line in lines.values():
-            if _put(line, time.perf_counter(), None):
-                busy += 1
-            else:
-                idle.append(line)
-        while busy:
-            for line in _read(poll, lines, 1.0, replies):
-                busy -= 1
-                idle.append(line)
+        while True:
             now = time.perf_counter()
-            if now < end:
+            if now < end or not (replies and replies[-1][1] >= begin):
                 waiting = []
                 for line in idle:
                     if _put(line, time.perf_counter(), None):
@@ -155,10 +145,19 @@ def closed(
                     else:
                         waiting.append(line)
                 idle = waiting
-            elif now > end + _PATIENCE_S:
+            if not busy:
                 break
+            for line in _read(poll, lines, 1.0, replies):
+                busy -= 1
+                idle.append(line)
         cpu = time.process_time() - cpu
-    return Run(replies, begin, end, len(replies), cpu)
+    return Run(replies, begin, _end(replies, begin, end), len(replies), cpu)
+
+
+def _end(replies: Sequence[Reply], begin: float, end: float) -> float:
+    """When measuring ended: as planned, unless nothing was answered until then."""
+    first = next((reply[2] for reply in replies if reply[2] >= begin), end)
+    return end if first < end else first + 1e-6
 
 
 def opened(
@@ -167,7 +166,6 @@ def opened(
     lines_count: int,
     arrivals: npt.NDArray[np.float64],
     *,
-    warm_s: float = 0.5,
     watch: Callable[[], Any] | None = None,
 ) -> Run:
     """Send each request when it is due, or as soon after as a connection and a session are free.
@@ -176,15 +174,14 @@ def opened(
         port: Of the server.
         source: Of requests.
         lines_count: Connections.
-        arrivals: Seconds from the start, rising.
-        warm_s: Requests due before that are not measured.
+        arrivals: Seconds from the start, rising; the first of them are not measured.
         watch: Called once a second.
     """
     with _lines(port, [(source, lines_count)]) as (poll, lines), _quiet():
         cpu = time.process_time()
         start = time.perf_counter()
         due = (arrivals + start).tolist()
-        begin, end = start + warm_s, due[-1]
+        begin, end = start + min(_WARM_S, arrivals[-1] / 4), due[-1]
         replies: list[Reply] = []
         watched: list[Any] = []
         free = deque(lines.values())
@@ -291,7 +288,6 @@ def _lines(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No garbage collection: the answers are kept, and it would walk through them again and again."""
-    gc.collect()
     gc.disable()
     try:
         yield

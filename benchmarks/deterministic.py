@@ -13,7 +13,7 @@ from benchmarks import http, sessions
 from benchmarks.bench import Bench
 from benchmarks.models import GRU, LSTM
 from benchmarks.raw import CLIENT_CORE, pinned
-from benchmarks.server import Server, service
+from benchmarks.server import Server
 from benchmarks.sources import Player, players
 from benchmarks.tape import TAPES, Model, WrongAnswer
 from benchmarks.websocket import WebSocket
@@ -41,7 +41,7 @@ _decode = msgspec.msgpack.Decoder(_Frame).decode
 
 def measure(bench: Bench) -> dict[str, Any]:
     """Speed in turns with the fast mode, then bits."""
-    with service(bench.models) as fast, service(bench.models, SETTING) as same:
+    with bench.service() as fast, bench.service(SETTING) as same:
         speeds = []
         for name in (LSTM, GRU):
             model = bench.model(name)

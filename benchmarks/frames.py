@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import median
 from typing import Any
 
@@ -16,7 +17,7 @@ from benchmarks.bench import Bench
 from benchmarks.client import percentiles
 from benchmarks.models import NAMES
 from benchmarks.raw import CLIENT_CORE, Speed, pinned
-from benchmarks.server import Server, application, service
+from benchmarks.server import Server, application
 from benchmarks.sources import Player, players
 from benchmarks.tape import Model, Tape, WrongAnswer
 from benchmarks.websocket import WebSocket
@@ -66,7 +67,7 @@ class Frame:
 def measure(bench: Bench) -> list[Row]:
     """Every model and shape, in turns with bare ONNX Runtime."""
     rows = []
-    with service(bench.models) as server:
+    with bench.service() as server:
         for name in NAMES:
             model = bench.model(name)
             turns = [_turn(bench, server, model) for _ in range(bench.rounds)]
@@ -105,7 +106,7 @@ def steps(bench: Bench, server: Server, model: Model, count: int, size: int, ahe
         run = play(server.port, found, size, ahead, bench.seconds)
         cpu = server.cpu_s - cpu
     total = check(run.frames, size)
-    inside = [frame for frame in run.frames if run.begin <= frame.answered < run.end]
+    inside = [frame for frame in run.frames if run.begin <= frame.answered <= run.end]
     return {
         "model": model.name,
         "way": f"socket, {ahead} frame{'s' if ahead > 1 else ''} on the way",
@@ -136,7 +137,7 @@ def play(port: int, found: Sequence[Player], size: int, ahead: int, seconds: flo
     sent = [0.0] * ahead
     with pinned(CLIENT_CORE), WebSocket(port, sessions.STREAM) as socket:
         cpu = time.thread_time()
-        begin = time.perf_counter() + _WARM_S
+        begin = time.perf_counter() + min(_WARM_S, seconds)
         end = begin + seconds
         for number, group in enumerate(groups):
             sent[number] = time.perf_counter()
@@ -151,15 +152,24 @@ def play(port: int, found: Sequence[Player], size: int, ahead: int, seconds: flo
             frames.append(Frame(sent[head.id], now, group, [p.at for p in group], answer))
             for player in group:
                 player.at += size
-            if now < end and group[0].at + size <= group[0].tape.length:
+            # However slow the machine, one frame is both sent and answered while it is measured.
+            more = now < end or frames[-1].sent < begin
+            if more and group[0].at + size <= group[0].tape.length:
                 sent[head.id] = time.perf_counter()
                 socket.send(_request(head.id, group, steps_of))
             else:
                 ahead -= 1
         cpu = time.thread_time() - cpu
-    return Played(frames, begin, min(end, frames[-1].answered), cpu)
+    # A tape may be at its end before the time is.
+    return Played(frames, begin, min(max(end, _first(frames, begin)), frames[-1].answered), cpu)
 
 
+def _first(frames: Sequence[Frame], begin: float) -> float:
+    """When the first frame that counts was answered."""
+    return next(frame.answered for frame in frames if frame.answered >= begin) + 1e-6
+
+
+@cache
 def _encoded(tape: Tape, size: int) -> list[bytes]:
     """MessagePack of the inputs of `size` steps, one list for each first step that is a multiple of it."""
     encode = msgspec.msgpack.encode

@@ -15,7 +15,7 @@ from benchmarks.bench import Bench
 from benchmarks.client import Reply, Run, Source, closed, percentiles
 from benchmarks.frames import beside, middle
 from benchmarks.models import LSTM
-from benchmarks.server import Server, service
+from benchmarks.server import Server
 from benchmarks.sources import Steps, players, post
 from benchmarks.tape import TAPES, TOLERANCE, Model, WrongAnswer
 
@@ -122,7 +122,7 @@ def _words(model: Model, tape: int, count: int) -> str:
 def measure(bench: Bench) -> dict[str, Any]:
     """Generations alone, then the mixed load."""
     model = bench.model(LSTM)
-    with service(bench.models) as server:
+    with bench.service() as server:
         rows = [_alone(bench, server, model) for _ in range(bench.rounds)]
         mixed = [_mixed(bench, server, model) for _ in range(bench.rounds)]
     together = {name: median(turn[name] for turn in mixed) for name in mixed[0]}

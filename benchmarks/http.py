@@ -10,7 +10,7 @@ from benchmarks.bench import Bench
 from benchmarks.client import closed, percentiles
 from benchmarks.frames import beside, middle
 from benchmarks.models import GRU, LSTM, NAMES
-from benchmarks.server import Server, application, service
+from benchmarks.server import Server, application
 from benchmarks.sources import Plain, Same, Steps, players, post
 from benchmarks.tape import Model
 
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 def measure(bench: Bench) -> list[Row]:
     """All of it: the rows take turns, so that each ratio is of neighbours in time."""
     with ExitStack() as stack:
-        server = stack.enter_context(service(bench.models))
+        server = stack.enter_context(bench.service())
         echo = stack.enter_context(application("benchmarks.echo:app"))
         rows = []
         for name in NAMES:

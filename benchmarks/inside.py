@@ -7,7 +7,6 @@ CPU time is what the whole process used, all threads.
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -77,14 +76,10 @@ def measure(bench: Bench) -> list[Row]:
         with pinned(SERVER_CORE):
             for name in NAMES:
                 model = bench.model(name)
-                # As the service does once its models are loaded.
-                gc.collect()
-                gc.freeze()
                 batches = GRU_BATCHES if name == GRU else BATCHES
                 rows += [uvloop.run(_measure(bench, model, batch)) for batch in batches]
     finally:
         sys.setswitchinterval(interval)
-        gc.unfreeze()
     return rows
 
 

@@ -9,7 +9,7 @@ from benchmarks import sessions
 from benchmarks.bench import Bench
 from benchmarks.client import Run, closed, even, opened, percentiles, poisson
 from benchmarks.models import GRU, LSTM
-from benchmarks.server import Server, service
+from benchmarks.server import Server
 from benchmarks.sources import Steps, players
 from benchmarks.tape import Model
 
@@ -24,14 +24,15 @@ Row = dict[str, Any]
 def measure(bench: Bench) -> list[Row]:
     """Latency over load, of independent requests and of requests at equal distances."""
     rows = []
-    with service(bench.models) as server:
+    with bench.service() as server:
         for name in (LSTM, GRU):
             model = bench.model(name)
             peak = saturation(bench, server, model)
             for share in SHARES:
                 for arrivals, times in (("Poisson", poisson), ("even", even)):
-                    seconds = bench.scaled(2.5, 0.5) * bench.seconds
-                    run = at_rate(server, model, times(share * peak, seconds + 0.5))
+                    due = times(share * peak, 2.5 * bench.seconds)
+                    count = round(bench.scaled(SESSIONS, 32))
+                    run = at_rate(server, model, due, count=count)
                     found = percentiles(run.latencies())
                     rows.append(
                         {
@@ -67,7 +68,7 @@ def at_rate(
     arrivals: Any,
     *,
     size: int = 1,
-    count: int = SESSIONS,
+    count: int,
     watch: Callable[[], Any] | None = None,
 ) -> Run:
     """Steps of sessions that are due at given times, on as many connections; every answer is compared."""

@@ -8,9 +8,8 @@ import numpy as np
 
 from benchmarks.bench import Bench
 from benchmarks.client import Reply, percentiles, poisson
-from benchmarks.latency import at_rate, saturation
+from benchmarks.latency import SESSIONS, at_rate, saturation
 from benchmarks.models import LSTM
-from benchmarks.server import service
 
 TIMES = 5
 # Steps of a request, and seconds. Of single steps there are so many that reading and refusing four of five takes a
@@ -23,15 +22,17 @@ _LINES = 1024
 
 def measure(bench: Bench) -> list[dict[str, Any]]:
     """Both kinds."""
-    return [_measure(bench, size, bench.scaled(seconds, 2.0)) for size, seconds in KINDS]
+    return [
+        _measure(bench, size, bench.scaled(seconds, 2 * bench.seconds)) for size, seconds in KINDS
+    ]
 
 
 def _measure(bench: Bench, size: int, seconds: float) -> dict[str, Any]:
-    with service(bench.models) as server:
+    with bench.service() as server:
         model = bench.model(LSTM)
         peak = saturation(bench, server, model, size)
         times = poisson(_SHARE * peak / size, 3 * bench.seconds)
-        usual = at_rate(server, model, times, size=size)
+        usual = at_rate(server, model, times, size=size, count=SESSIONS)
         before = server.resident_bytes
         cpu = server.cpu_s
         run = at_rate(
@@ -39,7 +40,7 @@ def _measure(bench: Bench, size: int, seconds: float) -> dict[str, Any]:
             model,
             poisson(TIMES * peak / size, seconds),
             size=size,
-            count=_LINES,
+            count=round(bench.scaled(_LINES, 128)),
             watch=lambda: server.resident_bytes,
         )
         cpu = server.cpu_s - cpu

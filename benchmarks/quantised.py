@@ -10,7 +10,7 @@ from benchmarks.bench import Bench
 from benchmarks.frames import middle
 from benchmarks.models import LSTM
 from benchmarks.raw import Raw
-from benchmarks.server import Server, service
+from benchmarks.server import Server
 from benchmarks.tape import Model, Words
 
 SETTING = {"SEQSERVE_VARIANT": "int8"}
@@ -25,7 +25,7 @@ def measure(bench: Bench) -> list[Row]:
     """Rows of int8, each in turn with the same of float32."""
     exact = bench.model(LSTM)
     rough = _rough(exact)
-    with service(bench.models) as fp32, service(bench.models, SETTING) as int8:
+    with bench.service() as fp32, bench.service(SETTING) as int8:
         turns = [_turn(bench, (fp32, exact), (int8, rough)) for _ in range(bench.rounds)]
     return [middle([turn[i] for turn in turns]) for i in range(len(turns[0]))]
 

@@ -9,7 +9,7 @@ from benchmarks import sessions
 from benchmarks.bench import Bench
 from benchmarks.client import closed, percentiles
 from benchmarks.models import GRU, LSTM
-from benchmarks.server import Server, service
+from benchmarks.server import Server
 from benchmarks.sources import Steps, players
 from benchmarks.tape import Model
 
@@ -21,7 +21,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     """Memory, then speed, then coming and going."""
     many = round(bench.scaled(10_000, 200))
     memory = [_memory(bench, bench.model(name), many) for name in (LSTM, GRU)]
-    with service(bench.models) as server:
+    with bench.service() as server:
         speeds = [_speed(bench, server, bench.model(LSTM), many) for _ in range(bench.rounds)]
     return {
         "sessions": many,
@@ -33,7 +33,7 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 def _memory(bench: Bench, model: Model, many: int) -> dict[str, Any]:
     """Resident memory of sessions that took a step and wait for the next."""
-    with service(bench.models) as server:
+    with bench.service() as server:
         # What the first ones cost once and for all.
         _step_each(server, model, sessions.open_(server, model.name, FEW))
         before = server.resident_bytes
@@ -50,7 +50,7 @@ def _memory(bench: Bench, model: Model, many: int) -> dict[str, Any]:
 
 def _step_each(server: Server, model: Model, ids: list[str]) -> None:
     source = _Once(players(model, ids))
-    run = closed(server.port, [(source, LINES)], 600.0, warm_s=0.0)
+    run = closed(server.port, [(source, LINES)], 600.0)
     if source.check(run.replies) != len(ids):
         raise RuntimeError("a session did not step")
 
@@ -83,7 +83,7 @@ def _cycles(bench: Bench, model: Model) -> dict[str, Any]:
     part = total // 10
     # How many ended sessions are remembered is bounded by a setting; the bound is reached in the first part.
     settings = {"SEQSERVE_MAX_TOMBSTONES": str(min(_TOMBSTONES, part))}
-    with service(bench.models, settings) as server:
+    with bench.service(settings) as server:
         _come_and_go(server, model, part)
         resident = [server.resident_bytes]
         for _ in range(10):

@@ -43,9 +43,9 @@ class Server:
 
     @property
     def cpu_s(self) -> float:
-        """CPU time used so far, all threads."""
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
+        """CPU time used so far, by all threads that live; finer than the hundredths of a second of the usual clock."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -52,30 +53,22 @@ class Steps:
     Attributes:
         players: The sessions.
         size: Steps of one request.
-        requests: What follows the head, for each tape and step.
     """
 
     players: Sequence[Player]
     size: int = 1
-    requests: dict[int, list[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Write the requests."""
-        for tape in {id(p.tape): p.tape for p in self.players}.values():
-            self.requests[id(tape)] = [
-                _rest(self._body(tape, at)) for at in range(tape.length - self.size + 1)
-            ]
+        self._requests = {id(p.tape): _requests(p.tape, self.size) for p in self.players}
         self._idle = deque(self.players)
-
-    def _body(self, tape: Tape, at: int) -> bytes:
-        return b'{"inputs":[%b],"seq":%d}' % (b",".join(tape.encoded[at : at + self.size]), at + 1)
 
     def take(self) -> tuple[bytes, Player] | None:
         """See `Source`."""
         if not self._idle:
             return None
         player = self._idle.popleft()
-        return player.head + self.requests[id(player.tape)][player.at], player
+        return player.head + self._requests[id(player.tape)][player.at // self.size], player
 
     def done(self, tag: Player, response: bytes) -> None:
         """See `Source`: a refused step is the next one still. A tape that is at its end is not played on."""
@@ -106,6 +99,15 @@ class Steps:
         for tape, places, results in found.values():
             tape.answers.check(np.array(places), results)
         return sum(len(places) for _, places, _ in found.values())
+
+
+@cache
+def _requests(tape: Tape, size: int) -> list[bytes]:
+    """What follows the head of each request of so many steps."""
+    return [
+        _rest(b'{"inputs":[%b],"seq":%d}' % (b",".join(tape.encoded[at : at + size]), at + 1))
+        for at in range(0, tape.length - size + 1, size)
+    ]
 
 
 class _Answer(msgspec.Struct):

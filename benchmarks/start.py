@@ -22,7 +22,9 @@ def measure(bench: Bench) -> dict[str, Any]:
     for _ in range(round(bench.scaled(STARTS, 1))):
         for name, turns in found.items():
             with service(bench.shipped, own_core=name == "one") as server:
-                turns.append((server.ready_s, server.cpu_s, server.resident_bytes))
+                times = server.process.cpu_times()
+                used = times.user + times.system
+                turns.append((server.ready_s, used, server.resident_bytes))
     every, one = found["all"], found["one"]
     return {
         "models": sum(1 for _ in bench.shipped.glob("*/*/config.json")),

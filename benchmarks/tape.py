@@ -98,7 +98,7 @@ class Numbers:
             raise WrongAnswer(f"step {at[row]}: {found[row]}, not {self.values[at[row]]}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tape:
     """One session's life.
 
