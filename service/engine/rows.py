@@ -10,6 +10,9 @@ import numpy as np
 
 from service.engine.scheduler import Array, Batch, Outputs, Work
 
+_SMALL = 1024
+"""Bytes of a row up to which its time is worth more than the memory of the batch that it would keep."""
+
 
 def pad(batch: Batch, name: str, shape: tuple[int, ...], dtype: str, rows: int, time: int) -> Array:
     """Next chunk of every work, (rows, time, *shape); zero beyond a chunk's length and in rows of no work."""
@@ -45,13 +48,22 @@ def single(batch: Batch) -> bool:
 
 
 def keep_single(batch: Batch, result: Mapping[str, Array]) -> list[Outputs]:
-    """The wanted outputs of every work, all of them single; see `keep`."""
+    """The wanted outputs of every work, all of them single; see `keep`.
+
+    Small ones are views of the batch's results: whoever keeps them copies them.
+    """
     names, count = batch.works[0].outputs, len(batch.works)
-    columns = [[row.copy() for row in result[name][:count]] for name in names]
+    columns = [_rows(result[name][:count]) for name in names]
     if len(names) == 1:
         (name,) = names
         return [{name: row} for row in columns[0]]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _rows(values: Array) -> list[Array]:
+    if values.nbytes > _SMALL * len(values):
+        return [row.copy() for row in values]
+    return list(values)
 
 
 def keep(batch: Batch, result: Mapping[str, Array]) -> list[Outputs | None]:

@@ -48,6 +48,13 @@ from service.sessions.slots import Slots, run_slot
 
 log = logging.getLogger(__name__)
 
+_AT_ONCE = 256
+"""Sessions looked at in one turn of the event loop."""
+
+_RESTS_S = 1.0
+_LONG_LOG = 8
+"""A session that has not been used for so long, with more time steps than that in its log, gets a snapshot."""
+
 Outputs = Mapping[str, npt.NDArray[Any]]
 
 
@@ -506,11 +513,22 @@ class Sessions:
         self._metrics.sessions_evicted.labels(*session.labels).inc()
 
     async def sweep(self) -> int:
-        """End every session whose time to live has passed; returns how many."""
+        """End every session whose time to live has passed; returns how many.
+
+        Those that rest are snapshotted: their log is longer than their state.
+        """
         now = self.clock()
         ended = 0
-        for session in [s for s in self._sessions.values() if s.idle_s(now) > s.identity.ttl_s]:
+        for number, session in enumerate(list(self._sessions.values()), 1):
+            if number % _AT_ONCE == 0:
+                # Others have their turn.
+                await asyncio.sleep(0)
+            idle_s = session.idle_s(now)
             if not session.idle:
+                continue
+            if idle_s <= session.identity.ttl_s:
+                if idle_s >= _RESTS_S and session.log_length > _LONG_LOG:
+                    await self.slots.snapshot(session)
                 continue
             try:
                 await self._end(session, "ttl")

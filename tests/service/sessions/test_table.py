@@ -786,3 +786,45 @@ async def test_a_held_session_keeps_its_slot_while_others_are_paged_out(staged: 
             for session in (a, b, a, b):
                 await stage.add(session, 1.0)
             assert held.slot is not None
+
+
+async def test_a_session_that_rests_gets_a_snapshot_in_place_of_its_long_log(
+    staged: Staged,
+) -> None:
+    async with staged(snapshot_every=1000) as stage:
+        long, short = await stage.open("long"), await stage.open("short")
+        await stage.add(long, *range(20))
+        await stage.add(short, 1.0)
+        stage.journal.calls.clear()
+        assert await stage.sessions.sweep() == 0
+        assert "snapshot" not in stage.journal.calls
+        stage.clock.now += 2
+        assert await stage.sessions.sweep() == 0
+        assert stage.journal.calls.count("snapshot") == 1
+        stored = await stage.journal.fence("long")
+        assert stored is not None
+        assert stored.snapshot is not None
+        assert (stored.snapshot.seq, stored.log) == (20, [])
+        assert float(stored.snapshot.state["state"]) == sum(range(20))
+        # Nothing is new: nothing is to be done.
+        stage.journal.calls.clear()
+        await stage.sessions.sweep()
+        assert "snapshot" not in stage.journal.calls
+
+
+async def test_a_sweep_of_many_sessions_lets_others_have_their_turn(staged: Staged) -> None:
+    async with staged(max_sessions=2000) as stage:
+        for number in range(600):
+            await stage.open(str(number))
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        other = asyncio.create_task(count())
+        assert await stage.sessions.sweep() == 0
+        other.cancel()
+        assert turns >= 2
