@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from statistics import median
 from typing import Any
 
@@ -14,7 +15,10 @@ from benchmarks.sources import Steps, players
 from benchmarks.tape import Model
 
 FEW, LINES = 64, 64
+# Steps that each session takes before it rests, and for how long: the service has done then what it does with those.
+_LIVED, _REST_S = 8, 3.0
 _TOMBSTONES = 1000
+_FOREVER_S = 600.0
 
 
 def measure(bench: Bench) -> dict[str, Any]:
@@ -32,12 +36,13 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _memory(bench: Bench, model: Model, many: int) -> dict[str, Any]:
-    """Resident memory of sessions that took a step and wait for the next."""
+    """Resident memory of sessions that took some steps and rest."""
     with bench.service() as server:
         # What the first ones cost once and for all.
-        _step_each(server, model, sessions.open_(server, model.name, FEW))
+        _live(server, model, FEW)
         before = server.resident_bytes
-        _step_each(server, model, sessions.open_(server, model.name, many))
+        _live(server, model, many)
+        time.sleep(bench.scaled(_REST_S, 0.0))
         after = server.resident_bytes
     state = model.raw.config.state_nbytes
     return {
@@ -48,15 +53,15 @@ def _memory(bench: Bench, model: Model, many: int) -> dict[str, Any]:
     }
 
 
-def _step_each(server: Server, model: Model, ids: list[str]) -> None:
-    source = _Once(players(model, ids))
-    run = closed(server.port, [(source, LINES)], 600.0)
-    if source.check(run.replies) != len(ids):
+def _live(server: Server, model: Model, count: int) -> None:
+    source = _Once(players(model, sessions.open_(server, model.name, count)), _LIVED)
+    run = closed(server.port, [(source, LINES)], _FOREVER_S)
+    if source.check(run.replies) != count * _LIVED:
         raise RuntimeError("a session did not step")
 
 
 class _Once(Steps):
-    """Each session takes one step."""
+    """Each session sends one request."""
 
     def done(self, tag: Any, response: bytes) -> None:
         """See `Source`."""
