@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -156,7 +156,7 @@ class Writing:
         self._served = served
         self._task = served.task
         self.writer = served.task.writer
-        self._wanted = _generation(options)
+        self._wanted = _generation(options, self.writer.vocab_size)
         self.sampling = self._wanted.sampling
         self.passing = self.writer.passing(self.sampling)
         self._steps = Wanted(
@@ -193,7 +193,7 @@ class Writing:
 
     def from_session(
         self, session: Session, inputs: str | list[Any] | None, seq: int | None, after: int | None
-    ) -> AsyncGenerator[Token]:
+    ) -> None:
         """Continue from a session's state.
 
         Args:
@@ -205,15 +205,6 @@ class Writing:
         self._session = session
         prompt = None if inputs is None else self._prompt(inputs)
         self._begin = partial(self._begin_session, session, prompt, seq, after)
-        return self._each()
-
-    async def _each(self) -> AsyncGenerator[Token]:
-        try:
-            while tokens := await self.some():
-                for token in tokens:
-                    yield token
-        finally:
-            self.close()
 
     def _prompt(self, inputs: str | list[Any]) -> Chunk:
         self._context.check_text(inputs)
@@ -466,12 +457,13 @@ def _digest(prompt: Chunk | None) -> bytes:
     return b"" if prompt is None else prompt.digest()
 
 
-def _generation(options: GenerateOptions) -> Generation:
+def _generation(options: GenerateOptions, vocab_size: int) -> Generation:
     stop = (options.stop,) if isinstance(options.stop, str) else options.stop
     if "" in stop or len(stop) > 16:
         raise Invalid("stop takes up to 16 strings, none of them empty", path="$.stop")
+    top_k = options.top_k if options.top_k < vocab_size else 0
     return Generation(
-        Sampling(options.temperature, options.top_k, options.top_p),
+        Sampling(options.temperature, top_k, options.top_p),
         options.max_tokens,
         secrets.randbits(53) if options.seed is None else options.seed,
         stop,

@@ -65,30 +65,27 @@ def choose(
         banned: Candidates never to be chosen, boolean (R, K); at least one of each row is allowed.
 
     Returns:
-        Index of the chosen candidate of each row, (R,).
+        Index of the chosen candidate of each row, (R,); whatever rows come with it.
     """
     allowed = scores.astype(np.float64)
     if banned is not None:
         allowed[banned] = -np.inf
-    best = allowed.argmax(axis=1)
     temperature, top_k, top_p = _columns(how)
-    greedy = temperature == 0.0
-    if greedy.all():
-        return np.asarray(best)
-    if (top_k > 0).any():
+    if not temperature.any():
+        return np.asarray(allowed.argmax(axis=1))
+    if top_k.any():
         # The k best that are allowed: a banned candidate does not use up a place.
         places = np.where(top_k > 0, top_k, scores.shape[1])
-        rank = np.cumsum(np.isfinite(allowed), axis=1)
+        rank = np.cumsum(allowed > -np.inf, axis=1)
         allowed[rank > places[:, None]] = -np.inf
     weights = np.exp(_scaled(allowed, temperature))
     cumulative = np.cumsum(weights, axis=1)
-    if (top_p < 1.0).any():
+    if top_p.min() < 1.0:
         # A candidate stays while those before it have not reached top_p yet.
         enough = np.where(top_p < 1.0, top_p, np.inf) * cumulative[:, -1]
         weights[cumulative - weights >= enough[:, None]] = 0.0
         cumulative = np.cumsum(weights, axis=1)
-    drawn = _at(cumulative, weights, uniform * cumulative[:, -1])
-    return np.where(greedy, best, drawn)
+    return _greedily(temperature, allowed, _at(cumulative, uniform * cumulative[:, -1]))
 
 
 def choose_of_all(
@@ -109,10 +106,8 @@ def choose_of_all(
     if banned is not None:
         logits[:, banned] = -np.inf
     temperature, top_k, top_p = _columns(how)
-    best = logits.argmax(axis=1)
-    greedy = temperature == 0.0
-    if greedy.all():
-        return np.asarray(best)
+    if not temperature.any():
+        return np.asarray(logits.argmax(axis=1))
     count, size = logits.shape
     # Float32 from here: what it cannot tell from 0 has no chance worth the time.
     blocks = np.zeros((count, -(-size // _BLOCK), _BLOCK), np.float32)
@@ -122,24 +117,29 @@ def choose_of_all(
     cut = np.flatnonzero((top_k > 0) | (top_p < 1.0))
     if len(cut):
         weights[cut] = _cut(weights[cut], top_k[cut], top_p[cut])
-    return np.where(greedy, best, _draw(blocks, uniform))
+    return _greedily(temperature, logits, _draw(blocks, uniform))
 
 
-def _columns(how: Sequence[Sampling]) -> tuple[Array, Array, Array]:
-    """Temperature, top_k and top_p of all rows, (R,) each."""
-    return (
-        np.array([each.temperature for each in how]),
-        np.array([each.top_k for each in how]),
-        np.array([each.top_p for each in how]),
-    )
+def _columns(how: Sequence[Sampling]) -> Array:
+    """Temperature, top_k and top_p of all rows, (3, R)."""
+    return np.array([(each.temperature, each.top_k, each.top_p) for each in how]).T
+
+
+def _greedily(temperature: Array, scores: Array, drawn: Array) -> Array:
+    """What was drawn, but the best where the temperature is 0."""
+    if temperature.all():
+        return drawn
+    return np.where(temperature == 0.0, scores.argmax(axis=1), drawn)
 
 
 def _scaled(scores: Array, temperature: Array) -> Array:
     """Scores below the best of their row, over the temperature, float64 (R, K). Temperature 0 is taken for 1."""
     below = scores - scores.max(axis=1, keepdims=True)
+    if not temperature.all():
+        temperature = np.where(temperature > 0.0, temperature, 1.0)
     with np.errstate(over="ignore"):
         # A tiny temperature sends all but the best to -infinity, as it should.
-        return np.asarray(below / np.where(temperature > 0.0, temperature, 1.0)[:, None])
+        return np.asarray(below / temperature[:, None])
 
 
 def _cut(weights: Array, top_k: Array, top_p: Array) -> Array:
@@ -148,7 +148,8 @@ def _cut(weights: Array, top_k: Array, top_p: Array) -> Array:
     To know the least weight that is kept its order is enough, which takes a fraction of the time of sorting ids.
     """
     rows = np.arange(len(weights))
-    places = np.where(top_k > 0, np.minimum(top_k, weights.shape[1]), weights.shape[1])
+    size = weights.shape[1]
+    places = np.where(top_k > 0, np.minimum(top_k, size), size).astype(np.intp)
     falling = -np.sort(-weights, axis=1)[:, : places.max()]
     cumulative = np.cumsum(falling, axis=1, dtype=np.float64)
     enough = np.where(top_p < 1.0, top_p, np.inf) * cumulative[rows, places - 1]
@@ -169,15 +170,14 @@ def _draw(blocks: Array, uniform: Array) -> Array:
     cumulative = np.cumsum(weights, axis=1)
     target = uniform * cumulative[:, -1]
     rows = np.arange(len(blocks))
-    block = _at(cumulative, weights, target)
+    block = _at(cumulative, target)
     inside = blocks[rows, block].astype(np.float64)
     rest = np.maximum(0.0, target - (cumulative - weights)[rows, block])
-    return block * _BLOCK + _at(np.cumsum(inside, axis=1), inside, rest)
+    return block * _BLOCK + _at(np.cumsum(inside, axis=1), rest)
 
 
-def _at(cumulative: Array, weights: Array, target: Array) -> Array:
-    """Where the cumulated weights of each row pass its target."""
-    at = (cumulative <= target[:, None]).sum(axis=1)
-    # Rounding may carry the target past the last candidate with any weight.
-    last = weights.shape[1] - 1 - np.argmax(weights[:, ::-1] > 0, axis=1)
-    return np.asarray(np.minimum(at, last))
+def _at(cumulative: Array, target: Array) -> Array:
+    """Where the cumulated weights of each row pass its target: never a candidate of weight 0."""
+    # Rounding may carry the target to the sum of all weights, which none passes.
+    below = np.minimum(target, np.nextafter(cumulative[:, -1], 0.0))
+    return np.asarray((cumulative <= below[:, None]).sum(axis=1))

@@ -123,6 +123,9 @@ class Writer:
         unknown: Id that is never generated, if there is one.
         end: Id that ends a line, if there is one.
         tokens: The model's input.
+
+    Attributes:
+        vocab_size: V.
     """
 
     def __init__(
@@ -133,6 +136,7 @@ class Writer:
         end: int | None,
         tokens: Tensor,
     ) -> None:
+        self.vocab_size = spec.vocab_size
         self._characters = spec.level == "character"
         self._top_k = spec.top_k
         self._words = words

@@ -94,7 +94,7 @@ def test_a_choice_falls_where_the_cumulated_probability_says(
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[Sampling], np.ndarray]:
     """Scores (R, K) in falling order, bans (R, K), settings and numbers of R texts."""
-    count, size = draw(st.integers(1, 9)), draw(st.integers(1, 12))
+    count, size = draw(st.integers(1, 20)), draw(st.integers(1, 12))
     chance = np.random.default_rng(draw(st.integers(0, 2**32)))
     # Coarse, so that some are equal.
     scores = -np.sort(-chance.integers(-8, 8, (count, size)).astype(np.float32) / 2, axis=1)
