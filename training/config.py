@@ -157,6 +157,7 @@ class ExportConfig(Record, frozen=True, kw_only=True):
 
     Attributes:
         weights: Number format of the stored weights; arithmetic is float32 either way.
+        tables: Number format of embeddings that are only looked up: int8 with a scale for each row, or as `weights`.
         top_k: How many of the largest scores the graph of a next-word model gives, if its vocabulary has as many.
         tolerance: Largest difference between torch and the graph.
         variants: Cheaper arithmetic that the model is also written in.
@@ -166,6 +167,7 @@ class ExportConfig(Record, frozen=True, kw_only=True):
     """
 
     weights: Literal["float32", "float16"] = "float32"
+    tables: Literal["int8"] | None = None
     top_k: Count = 64
     tolerance: float = 1e-4
     variants: tuple[VariantName, ...] = ()

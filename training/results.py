@@ -66,6 +66,7 @@ def page(exported: Path, docs: Path) -> str:
         _quality(models),
         *_unshipped(kept),
         *_missing(models),
+        *_variants(shipped),
         "## The matrix of tasks and architectures",
         *_matrix(docs / RESULTS),
         *(part for each in EXPERIMENTS.values() for part in _experiment(each, docs / RESULTS)),
@@ -117,6 +118,37 @@ def _missing(models: list[ModelConfig]) -> Iterator[str]:
     missing = [t.title for t in TARGETS if not any(t.matches(metric) for metric in metrics)]
     if missing:
         yield f"Goals for which no exported model has been measured: {'; '.join(missing)}."
+
+
+def _variants(shipped: list[ModelConfig]) -> Iterator[str]:
+    """What cheaper arithmetic costs and gains, from what each export measured."""
+    pairs = [(model, variant) for model in shipped for variant in model.variants]
+    if not pairs:
+        return
+    yield "## Variants in cheaper arithmetic"
+    yield (
+        "The same weights in another file beside model.onnx, chosen by `SEQSERVE_VARIANT`. Drift: mean absolute "
+        "difference from the exact graph's output over a long session, and over its last tenth, each graph with the "
+        "state it has computed itself. Faster: processor time of a step, exact over variant, one thread, by sessions "
+        "in a batch."
+    )
+    rows = [
+        "| model | variant | metric | exact | variant | drift | at the end | steps | faster | measured on |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
+    ]
+    for model, variant in pairs:
+        drift = max(variant.drift, key=lambda part: part.mean)
+        faster = ", ".join(f"{part.ratio:.2f} at {part.batch_size}" for part in variant.speed_up)
+        places = {part.processor for part in variant.speed_up}
+        for exact, found in zip(model.provenance.metrics, variant.metrics, strict=True):
+            cells = (
+                *(model.name, variant.name, f"{exact.name}, {exact.split}"),
+                *(f"{exact.value:.5g}", f"{found.value:.5g}"),
+                *(f"{drift.mean:.2g} ({drift.output})", f"{drift.late:.2g}", f"{drift.steps:,}"),
+                *(faster or "not measured", ", ".join(sorted(places)) or "–"),
+            )
+            rows.append(f"| {' | '.join(cells)} |")
+    yield "\n".join(rows)
 
 
 def _matrix(results: Path) -> Iterator[str]:

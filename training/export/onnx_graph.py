@@ -13,6 +13,7 @@ from torch import nn
 
 Array = npt.NDArray[Any]
 Storage = Literal["float32", "float16"]
+LARGEST_BYTE = 127
 
 OPSET = 21
 # The oldest file format that has this operator set, so that older runtimes read the file too.
@@ -71,6 +72,18 @@ class GraphBuilder:
         self._nodes.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
         return name
 
+    def look_up(self, name: str, table: Array, rows: str) -> str:
+        """Rows (..., K) of a float32 table (N, K) by their numbers (...); the table is stored in int8.
+
+        Each row has a scale of its own; see `quantised`. What is not looked up is never made float32.
+        """
+        stored, scales = quantised(table, LARGEST_BYTE)
+        for part, values in (("int8", stored), ("scales", scales[:, None])):
+            self._initializers.append(numpy_helper.from_array(values, f"{name}.{part}"))
+        found = self.node("Gather", f"{name}.int8", rows)
+        found = self.node("Cast", found, to=TensorProto.FLOAT)
+        return self.node("Mul", found, self.node("Gather", f"{name}.scales", rows))
+
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Add a node with one output."""
         return self.nodes(operator, *inputs, outputs=1, **attributes)[0]
@@ -97,6 +110,17 @@ class GraphBuilder:
         )
         onnx.checker.check_model(model, full_check=True)
         return model
+
+
+def quantised(weight: Array, largest: int) -> tuple[Array, Array]:
+    """Quantise each row of a weight (N, K), symmetric: w = scale_n q.
+
+    Returns:
+        Bytes q (N, K) in [-largest, largest] and scales (N,) float32; a row of zeros has scale 1.
+    """
+    sizes = np.abs(weight).max(axis=1)
+    scales = np.where(sizes > 0, sizes / largest, 1.0).astype(np.float32)
+    return np.rint(weight / scales[:, None]).astype(np.int8), scales
 
 
 def array(parameter: object) -> Array:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 
-from training.export.onnx_graph import Array
+from training.export.onnx_graph import Array, quantised
 from training.export.rewriting import FLOAT, Rewriting
 
 LARGEST = 64
@@ -45,11 +45,9 @@ def rows(weight: Array) -> tuple[Array, Array]:
     """Quantise each row of a weight (N, K).
 
     Returns:
-        Bytes (N, K) in [-64, 64] and scales (N,) float32; a row of zeros has scale 1.
+        Bytes (N, K) in [-64, 64] and scales (N,) float32.
     """
-    largest = np.abs(weight).max(axis=1)
-    scales = np.where(largest > 0, largest / LARGEST, 1.0).astype(np.float32)
-    return np.rint(weight / scales[:, None]).astype(np.int8), scales
+    return quantised(weight, LARGEST)
 
 
 class _Quantising:
@@ -144,8 +142,8 @@ class _Quantising:
             factors = np.stack([scales for _, scales in directions])
             inputs[place], scale = self._store(name, stored, factors)
             inputs += [scale, graph.weight(f"{name}.zeros", np.zeros(factors.shape, np.int8))]
-        quantised = graph.add("DynamicQuantizeLSTM", inputs, node.output, domain=_DOMAIN)
-        quantised.attribute.extend(node.attribute)
+        added = graph.add("DynamicQuantizeLSTM", inputs, node.output, domain=_DOMAIN)
+        added.attribute.extend(node.attribute)
 
 
 def _transposed(node: onnx.NodeProto) -> bool:

@@ -30,7 +30,8 @@ LATE_LIMIT = 1.5
 # otherwise, and now and then to another byte.
 _MARGIN = 2.0
 _BATCHES = (1, 16, 64)
-_ROUNDS, _ROUND_S = 5, 0.2
+# Processor time of each of so many rounds of timing.
+_ROUNDS, ROUND_S = 5, 0.2
 
 _Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
 
@@ -91,11 +92,21 @@ def _make(
         speed_up=tuple(_speed_up(exact, graph)) if kind.device == "cpu" else (),
         metrics=tuple(bundle.measure(graph)),
     )
-    _accept(bundle.config.name, variant, metrics)
+    accept(bundle.config.name, variant, metrics)
     return Made(variant, kind.written(model).SerializeToString())
 
 
-def _accept(model: str, variant: Variant, metrics: tuple[Metric, ...]) -> None:
+def accept(model: str, variant: Variant, metrics: tuple[Metric, ...]) -> None:
+    """Say nothing if a variant of a model may be written.
+
+    Args:
+        model: Name of the model.
+        variant: What was measured of the variant.
+        metrics: Quality of the exact graph.
+
+    Raises:
+        VariantError: A metric differs too much, or errors add up over a session.
+    """
     for exact, found in zip(metrics, variant.metrics, strict=True):
         if not abs(found.value - exact.value) <= METRIC_LIMIT * abs(exact.value):
             raise VariantError(
@@ -194,7 +205,7 @@ def _step_s(graph: LoadedGraph, batch_size: int) -> float:
     lengths, state = np.ones(batch_size, np.int32), graph.initial_state(batch_size)
     graph.run(inputs, lengths, state)
     began, count = time.process_time(), 0
-    while (passed := time.process_time() - began) < _ROUND_S:
+    while (passed := time.process_time() - began) < ROUND_S:
         _, state = graph.run(inputs, lengths, state)
         count += 1
     return passed / count

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from service.contract import (
 from service.contract import Tensor as TensorSpec
 from training import checkpoint
 from training.config import ExportConfig, TrainedRun
-from training.export.onnx_graph import OPSET
+from training.export.onnx_graph import LARGEST_BYTE, OPSET, quantised
 from training.models.encoder import StateSpec
 
 
@@ -85,13 +86,31 @@ def read_file(directory: Path, name: str) -> bytes:
         raise ExportError(f"{error}; run `seqtrain fit` first") from None
 
 
-def as_stored(weights: Mapping[str, Tensor], export: ExportConfig) -> dict[str, Tensor]:
-    """Weights as the file stores them, in float32: what the original must have too, to be compared."""
-    stored = getattr(torch, export.weights)
-    return {
-        name: value.to(stored).float() if value.is_floating_point() else value
-        for name, value in weights.items()
-    }
+def as_stored(
+    weights: Mapping[str, Tensor], export: ExportConfig, tables: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Weights as the file stores them, in float32: what the original must have too, to be compared.
+
+    Args:
+        weights: As trained, by name.
+        export: How they are stored.
+        tables: Names of those that are only looked up, a row at a time.
+
+    Raises:
+        ExportError: Tables are to be stored in a format of their own and the model has none.
+    """
+    if export.tables and not tables:
+        raise ExportError("[export] tables: the model has no table that is only looked up")
+
+    def rounded(name: str, value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
+        if export.tables == "int8" and name in tables:
+            stored, scales = quantised(value.float().cpu().numpy(), LARGEST_BYTE)
+            return torch.from_numpy(stored.astype(np.float32) * scales[:, None])
+        return value.to(getattr(torch, export.weights)).float()
+
+    return {name: rounded(name, value) for name, value in weights.items()}
 
 
 def model_config(

@@ -44,7 +44,7 @@ def bundle(run: SentimentRun, command: str, directory: Path, data: Data) -> Bund
     model = SentimentModel(
         run.model, run.encoder, len(ids), len(data.labels), exclusive=data.exclusive
     )
-    model.load_state_dict(as_stored(trained.weights, run.export))
+    model.load_state_dict(as_stored(trained.weights, run.export, ("embedding.weight",)))
     model.eval()
     valid = vocabulary.encode(ids, next(iter(data.valid.values())).words)
     text = np.concatenate(valid)
@@ -60,7 +60,7 @@ def bundle(run: SentimentRun, command: str, directory: Path, data: Data) -> Bund
     )
     return Bundle(
         config=_config(run, command, model, trained, spec),
-        model=step_graph(model, run.export.weights).SerializeToString(),
+        model=step_graph(model, run.export.weights, run.export.tables).SerializeToString(),
         original=original(model),
         sample=lambda length, seed: {"tokens": _excerpt(text, seed * 997, length)},
         cases=tuple(_case(valid, number, length) for number, length in _GOLDEN),
@@ -142,6 +142,7 @@ def _card(run: SentimentRun, model: SentimentModel, trained: Trained, spec: Sent
             "that a reader would give the label. To say yes or no to each, compare with the threshold that gives the\n"
             f"best F1 on texts kept apart for it: {said}."
         )
+    tables = f", the embedding in {run.export.tables}" if run.export.tables else ""
     return f"""Gives the probability of {", ".join(spec.labels)} {when}.
 
 {scores}
@@ -151,7 +152,7 @@ def _card(run: SentimentRun, model: SentimentModel, trained: Trained, spec: Sent
 - {run.encoder.in_words}, embedding of {run.model.embedding_dim}, {run.model.pooling} pooling over the words
 - vocabulary {model.vocab_size:,}; an unknown word is read as its longest known beginning that is at least half of it,
   or else as `{spec.unknown_token}`
-- {parameters:,} parameters, stored in {run.export.weights}
+- {parameters:,} parameters, stored in {run.export.weights}{tables}
 - weights of step {trained.step:,}, the best on the validation texts
 
 ## Limits

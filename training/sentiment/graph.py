@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -12,12 +14,15 @@ from training.export.onnx_graph import GraphBuilder, Storage, array
 from training.sentiment.model import AttentionPooling, MaxPooling, SentimentModel
 
 
-def step_graph(model: SentimentModel, storage: Storage) -> onnx.ModelProto:
+def step_graph(
+    model: SentimentModel, storage: Storage, tables: Literal["int8"] | None = None
+) -> onnx.ModelProto:
     """The graph `y, state' = f_W(state, x)` of the service's contract for sentiment models.
 
     Args:
         model: Trained weights.
         storage: Number format of the weights in the file.
+        tables: That of the embedding, if it is another.
 
     Returns:
         A model with inputs tokens (B, T), lengths (B,) and the states, and outputs scores (B, T, labels) and the next
@@ -26,8 +31,12 @@ def step_graph(model: SentimentModel, storage: Storage) -> onnx.ModelProto:
     graph = GraphBuilder(storage)
     tokens = graph.input("tokens", "int64", ["B", "T"])
     lengths = graph.input("lengths", "int32", ["B"])
-    table = graph.weight("embedding", array(model.embedding.weight))
-    x = encode(graph, model.encoder, graph.node("Gather", table, tokens), lengths)
+    table = array(model.embedding.weight)
+    if tables == "int8":
+        vectors = graph.look_up("embedding", table, tokens)
+    else:
+        vectors = graph.node("Gather", graph.weight("embedding", table), tokens)
+    x = encode(graph, model.encoder, vectors, lengths)
     valid = _valid(graph, tokens, lengths)
     pooling = model.pooling
     pool = _pool_max if isinstance(pooling, MaxPooling) else _pool_attention
