@@ -79,7 +79,7 @@ def main() -> None:
     bench = Bench(
         models=models.cached(),
         shipped=Path("exported"),
-        seconds=arguments.seconds or (0.5 if quick else 2.0),
+        seconds=arguments.seconds or (0.5 if quick else 1.5),
         rounds=arguments.rounds or (1 if quick else 3),
         quick=quick,
     )

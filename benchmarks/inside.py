@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from statistics import median
 from typing import Any
 
@@ -149,13 +149,13 @@ async def _timed(players: Awaitable[Players], seconds: float) -> Speed:
 
 async def _engines(model: Model, engine: Engine, count: int) -> Players:
     """Sessions that are a slot of the engine each."""
-    outputs, name = model.raw.outputs, model.input
+    outputs = model.raw.outputs
     slots = [engine.take() for _ in range(count)]
 
     def player(place: int) -> tuple[Tape, Begin]:
         tape, slot = model.tapes[place % TAPES], slots[place]
         assert slot is not None
-        arrays = [{name: tape.arrays[at : at + 1]} for at in range(tape.length)]
+        arrays = _arrays(tape, model.input)
 
         def begin(at: int, on_end: Callable[[Any], None]) -> None:
             engine.begin(slot, arrays[at], _END, outputs, _FOREVER, on_end)
@@ -189,6 +189,18 @@ async def _sessions(model: Model, engine: Engine, sessions: Sessions, count: int
             await sessions.delete(session)
 
     return [player(place) for place in range(count)], leave
+
+
+@cache
+def _arrays(tape: Tape, name: str) -> list[Arrays]:
+    """Every step as the engine takes it."""
+    return [{name: tape.arrays[at : at + 1]} for at in range(tape.length)]
+
+
+@cache
+def _chunks(tape: Tape, name: str) -> list[Chunk]:
+    """Every step as a session takes it."""
+    return [Chunk(arrays, _END) for arrays in _arrays(tape, name)]
 
 
 def _row(found: dict[str, list[Speed]]) -> dict[str, float]:

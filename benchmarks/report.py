@@ -196,6 +196,7 @@ def _one_overload(row: dict[str, Any]) -> str:
         ("answered, requests/s", f"{row['answered_s']:,.0f}"),
         ("refused", f"{row['refused']:,}, by {', '.join(row['statuses']) or 'nothing'}"),
         ("p50, p99 of the accepted", f"{row['p50_ms']:.1f} ms, {row['p99_ms']:.1f} ms"),
+        ("p99 of the accepted, from when they were sent", f"{row['sent_p99_ms']:.1f} ms"),
         ("p99 at 80 % load", f"{row['usual_p99_ms']:.1f} ms"),
         ("p99 of the wait for a free connection", f"{row['late_p99_ms']:.1f} ms"),
         ("resident memory before", _mebibytes(row["resident_before_bytes"])),
