@@ -16,12 +16,16 @@ from service.loading import models_of
 from service.settings import PREFIX, Settings, SettingsError, from_environ
 
 SWITCH_S = 0.0002
+COLLECT_AT = (20_000, 20, 20)
 
 
 def serve(settings: Settings) -> None:
     """Run the service until a signal; end at once, with status 1, where it is to run on a GPU that does not compute."""
     # How long a busy event loop may keep a model's thread from going on. Python's 5 ms is longer than most models run.
     sys.setswitchinterval(SWITCH_S)
+    # A turn of the event loop makes more than Python's 700 objects and drops them again; what is collected are cycles,
+    # and those are few.
+    gc.set_threshold(*COLLECT_AT)
     # All that is made from here until the models are loaded stays; `app` ends this.
     gc.disable()
     # Nothing here is for the threads of numpy's linear algebra, and to start them takes as long as to import numpy.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ import msgspec
 
 from service.api import http
 from service.api.context import TENANT, Context
-from service.api.middleware import Requests
+from service.api.middleware import Answered, Requests
 from service.api.schema import StepsRequest
 from service.api.stepping import Prepared, prepare, steps_answer
 from service.engine.engine import Engine
@@ -26,9 +27,11 @@ log = logging.getLogger(__name__)
 
 ROUTE = "/v1/sessions/{session}/steps"
 
-REFUSED_AFTER_S = 0.1
+REFUSED_AFTER_S = 0.05
 """Those who are refused are told so together, after this time. They are to come back after a second; one that comes
-back at once would take the time of the steps that were let in, thousands of times a second. So it does ten times."""
+back at once would take the time of the steps that were let in, thousands of times a second. So it does twenty times."""
+
+_TELL_EVERY_S = 1.0
 
 OnAnswer = Callable[[int, str, str, bytes], None]
 """Takes the status, the id of the request, the fields of the head as they are written, and the body of a response."""
@@ -49,8 +52,12 @@ class DirectSteps:
     def __init__(self, context: Context, requests: Requests) -> None:
         self.context = context
         self.requests = requests
+        self.max_body_bytes = context.settings.max_body_bytes
         self.succeeded = requests.answered(ROUTE, "POST", 200)
         self._refused: list[Exchange] = []
+        # How many since the log was told, and when that was.
+        self._untold = 0
+        self._told_at = -math.inf
 
     def refuse(self, exchange: Exchange) -> None:
         """Answer a request that found its model's queue full, together with others like it."""
@@ -68,10 +75,20 @@ class DirectSteps:
         for engine, exchanges in by.items():
             error = engine.refusal()
             self.context.metrics.rejected.labels(error.code).inc(len(exchanges))
-            log.warning("%d requests refused: %s", len(exchanges), error.detail)
             problem = http.Problem(error)
+            answered = self.requests.answered(ROUTE, "POST", problem.status)
             for exchange in exchanges:
-                exchange.answer_refused(problem)
+                exchange.answer_refused(problem, answered)
+            self._tell(len(exchanges), error)
+
+    def _tell(self, count: int, error: ServiceError) -> None:
+        """Tell the log now and then: a line for each would cost more than the step."""
+        self._untold += count
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_EVERY_S:
+            data = {"requests": self._untold, "code": error.code}
+            log.warning("refused: %s", error.detail, extra={"data": data})
+            self._untold, self._told_at = 0, now
 
 
 class Exchange:
@@ -123,7 +140,7 @@ class Exchange:
         """
         direct = self._direct
         context = direct.context
-        if len(body) > context.settings.max_body_bytes or context.shutdown.began.is_set():
+        if len(body) > direct.max_body_bytes or context.shutdown.began.is_set():
             return False
         session = context.sessions.at_hand(session_id, TENANT)
         if session is None:
@@ -192,11 +209,10 @@ class Exchange:
         self._record(error.status)
         self._reject(http.Problem(error))
 
-    def answer_refused(self, problem: http.Problem) -> None:
-        """Answer with the problem of the model that refused it. No log line of its own: there are many."""
+    def answer_refused(self, problem: http.Problem, answered: Answered) -> None:
+        """Answer with the problem of the model that refused it, and count that; no log line of its own."""
         self.refused_by = None
-        seconds = time.monotonic() - self._started
-        self._direct.requests.answered(ROUTE, "POST", problem.status).count(seconds)
+        answered.count(time.monotonic() - self._started)
         self._reject(problem)
 
     def _reject(self, problem: http.Problem) -> None:

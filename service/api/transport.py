@@ -361,7 +361,12 @@ class HttpProtocol(HttpToolsProtocol):
         joined.write_now(_response(status, request_id, fields, body, keep_alive=keep_alive))
         if not keep_alive:
             joined.close()
-        self.on_response_complete()
+        elif self.pipeline or self.flow.read_paused:
+            self.on_response_complete()
+        else:
+            # As there, where there is nothing to do.
+            self.server_state.total_requests += 1
+            self._since = self.loop.time()
 
     def on_response_complete(self) -> None:
         """As uvicorn does, but for its timer: see `_look`."""

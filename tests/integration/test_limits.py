@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import Any
 
@@ -72,8 +73,11 @@ async def test_a_head_that_trickles_gains_no_time(serve: Serve) -> None:
         ended = asyncio.create_task(client.rest())
         while not ended.done():
             client.writer.write(b"a")
-            await asyncio.sleep(0.001)
-        assert (await ended).startswith(b"HTTP/1.1 408 ")
+            await asyncio.sleep(0)
+        # A reset may overtake the answer, since it is still sending.
+        with contextlib.suppress(ConnectionResetError):
+            assert (await ended).startswith(b"HTTP/1.1 408 ")
+        assert rejected(running, "slow_head") == 1
 
 
 async def test_a_second_request_has_a_deadline_too(serve: Serve) -> None:
