@@ -90,6 +90,8 @@ class Engine:
         self._patience = Patience(graph.config.batching.max_batch_size)
         # Work on its way to the thread; both sides touch one end each.
         self._inbox: deque[Work] = deque()
+        # What the thread took from there and did not look at yet.
+        self._new: list[Work] = []
         # Whether the thread sleeps, until so many are there or it is told to look.
         self._asleep = False
         self._expected = 0
@@ -307,29 +309,38 @@ class Engine:
 
     def _work(self) -> None:
         while self._collect():
-            decision = self._scheduler.next_batch(self._clock())
-            self._ended += [(work, StepCancelled()) for work in decision.cancelled]
-            self._ended += [(work, _too_late(work)) for work in decision.late]
-            if decision.batch is not None:
-                self._run(decision.batch)
+            now = self._clock()
+            batch = self._scheduler.straight(self._new, now)
+            if batch is None:
+                self._scheduler.extend(self._new)
+                decision = self._scheduler.next_batch(now)
+                self._ended += [(work, StepCancelled()) for work in decision.cancelled]
+                self._ended += [(work, _too_late(work)) for work in decision.late]
+                batch = decision.batch
+            self._new = []
+            if batch is not None:
+                self._run(batch)
 
     def _collect(self) -> bool:
-        """Move what arrived into the scheduler, and wait while there is nothing to do, or while waiting pays.
+        """Take what arrived, and wait while there is nothing to do, or while waiting pays.
 
         False once the engine is closed and everything has ended.
         """
-        scheduler, patience = self._scheduler, self._patience
+        scheduler, patience, inbox = self._scheduler, self._patience, self._inbox
         waited = False
         while True:
-            while self._inbox:
-                scheduler.add(self._inbox.popleft())
-            waiting = len(scheduler)
+            self._new += [inbox.popleft() for _ in range(len(inbox))]
+            waiting = len(scheduler) + len(self._new)
             if not waiting:
                 self._tell(awaited=True)
                 if self._closing and not self._inbox:
                     return False
                 self._sleep(None, patience.expected)
-            elif self._closing or not scheduler.only_single_steps:
+            elif (
+                self._closing
+                or not scheduler.only_single_steps
+                or {work.length for work in self._new} - {1}
+            ):
                 return True
             elif self._ended:
                 if not patience.answer_first(waiting, len(self._ended)):
@@ -385,9 +396,10 @@ class Engine:
         for work, outcome in zip(batch.works, outcomes, strict=True):
             if outcome is None:
                 self._scheduler.add(work)
-            else:
-                self._ended.append((work, outcome))
-                steps += not isinstance(outcome, Exception)
+                continue
+            self._ended.append((work, outcome))
+            if type(outcome) is dict:
+                steps += 1
         self._metrics.steps.inc(steps)
         tokens = sum(batch.lengths)
         self._metrics.tokens.inc(tokens)

@@ -12,7 +12,7 @@ which its flow has had its share, and what begins soonest is due soonest. In one
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heapify, heappop, heapreplace
@@ -176,6 +176,26 @@ class Scheduler:
         """Queue several, in order."""
         for work in works:
             self.add(work)
+
+    def straight(self, works: Sequence[Work], now: float) -> Batch | None:
+        """The batch of new work that leaves nothing to decide; else None, and nothing is changed.
+
+        That is: nothing else waits, all are single steps of one flow that fit into a batch, and none is to be dropped.
+        """
+        most = min(self._most(0), self._limits.max_batch_tokens)
+        if self._waiting or not 0 < len(works) <= most:
+            return None
+        flow = works[0].flow
+        for work in works:
+            if (
+                not work.single
+                or work.flow is not flow
+                or work.cancelled
+                or work.deadline < now
+                or work.done
+            ):
+                return None
+        return Batch(tuple(works), (1,) * len(works), 1)
 
     def next_batch(self, now: float) -> Decision:
         """Decide what runs next.
