@@ -114,6 +114,10 @@ class BoundStates:
         graph: The loaded model.
         capacity: Rows beside the scratch row.
 
+    Attributes:
+        buffers: All rows of each state, by input name.
+        replays: Steps in buffers that never move, by their number of rows; empty unless captured steps are asked for.
+
     Raises:
         ContractError: The device has no room for so many rows.
     """
@@ -125,12 +129,12 @@ class BoundStates:
         self._states = graph.config.state
         self._outputs = graph.config.outputs
         count = capacity + wrap.FIRST
-        buffers = {
+        self.buffers = {
             s.input_name: _buffer((count, *s.shape), s.dtype, graph.device) for s in self._states
         }
         captured = graph.single if graph.replays else None
         self._step, self._single, self._read, self._write, self._reset = (
-            _Bound(session, graph.config, buffers, captured=session is captured)
+            _Bound(session, graph.config, self.buffers, captured=session is captured)
             for session in (graph.step, graph.single, graph.read, graph.write, graph.reset)
         )
         # Rows to be set to the initial state before they are next stepped: many at once, and not on the event loop.
@@ -138,7 +142,7 @@ class BoundStates:
         initial = {s.input_name: s.initial_array()[None] for s in self._states}
         self._put(np.array([wrap.INITIAL]), initial)
         self._time_input = graph.config.inputs[0].name
-        self._replays = self._prove_replays() if graph.replays else {}
+        self.replays = self._prove_replays() if graph.replays else {}
 
     def reset(self, row: int) -> None:
         """Set a row to the initial state."""
@@ -183,7 +187,7 @@ class BoundStates:
     def _for(self, feeds: Mapping[str, Array], count: int) -> _Bound | Replay:
         if feeds[self._time_input].shape[1] > 1:
             return self._step
-        return self._replays.get(1 << (count - 1).bit_length(), self._single)
+        return self.replays.get(1 << (count - 1).bit_length(), self._single)
 
     def _prove_replays(self) -> dict[int, Replay]:
         """Replays by their number of rows: powers of two up to the largest batch. None unless all give the right bits.
