@@ -7,13 +7,17 @@ computes the same integers, and only the last bits of the floats around them dif
     y = x W^T:  x = s (u - z) with u in [0, 255], one s and z for all of x;  y_n = s * scale_n * sum_k (u_k - z) q_nk
 
 An LSTM becomes ONNX Runtime's DynamicQuantizeLSTM, a product with weights MatMulInteger, and a table of embeddings is
-kept in bytes and multiplied by its scale a row at a time. RNN and GRU have no such operator and stay as they are.
+kept in bytes and multiplied by its scale a row at a time. RNN and GRU have no such operator: theirs is a Scan over the
+time steps, with the equations of ONNX inside and the inputs of all steps multiplied before it.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from training.export.onnx_graph import Array, quantised
 from training.export.rewriting import FLOAT, Rewriting
@@ -24,6 +28,8 @@ SMALLEST = 2**15
 # Products shorter than this stay in float32: the integers save less than their way back to floats costs.
 SHORTEST = 64
 _DOMAIN = "com.microsoft"
+# Inputs and outputs of an RNN or GRU that has lengths and a state.
+_WITH_STATE = (6, 2)
 
 
 def int8(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -60,13 +66,14 @@ class _Quantising:
         match node.op_type:
             case "LSTM":
                 self._lstm(node)
+            case "RNN" | "GRU" if self._is_cell(node):
+                self._recurrent(node)
             case "Gather" if self._is_large(node.input[0]):
                 self._gather(node)
             case "Gemm" if _transposed(node) and self._is_large(node.input[1]):
                 self._gemm(node)
             case "MatMul" if self._is_large(node.input[1]):
-                weight, scale = self._by_columns(node.input[1])
-                self._product(node.input[0], weight, scale, "", node.output[0])
+                self._product(node.input[0], self._by_columns(node.input[1]), "", node.output[0])
             case _:
                 self.graph.keep(node)
 
@@ -88,8 +95,9 @@ class _Quantising:
         return self._quantised[name]
 
     def _by_columns(self, name: str) -> tuple[str, str]:
-        """Names of a weight's bytes (K, N) and scales (N,)."""
-        stored, scales = rows(self.graph.constants[name].T)
+        """Names of bytes (K, N) and scales (N,) of a weight (K, N), or of an operator's, (1, N, K)."""
+        weight = self.graph.constants[name]
+        stored, scales = rows(weight[0] if weight.ndim > 2 else weight.T)
         return self._store(f"{name}.columns", stored.T, scales)
 
     def _store(self, name: str, stored: Array, scales: Array) -> tuple[str, str]:
@@ -108,7 +116,7 @@ class _Quantising:
         weight, scale = self._by_rows(name)
         if graph.parts(name)[0].shape[1] >= SHORTEST:
             weight = graph.node("Transpose", weight, perm=[1, 0])
-            self._product(x, weight, scale, bias, node.output[0])
+            self._product(x, (weight, scale), bias, node.output[0])
             return
         # All constants: the runtime does this once, when it loads the graph.
         floats = graph.node("Mul", graph.node("Cast", weight, to=FLOAT), self._beside(scale))
@@ -119,17 +127,18 @@ class _Quantising:
         last = self.graph.weight("last_axis", np.array([-1]))
         return self.graph.node("Unsqueeze", scale, last)
 
-    def _product(self, x: str, weight: str, scale: str, bias: str, output: str) -> None:
-        """The nodes that ONNX Runtime joins into one DynamicQuantizeMatMul."""
+    def _product(self, x: str, weight: tuple[str, str], bias: str, output: str) -> str:
+        """The nodes that ONNX Runtime joins into one DynamicQuantizeMatMul; gives the name of its output."""
         graph = self.graph
         stored, factor, zero = (f"{output}.{part}" for part in ("int8", "factor", "zero"))
         graph.add("DynamicQuantizeLinear", [x], [stored, factor, zero])
-        sums = graph.node("Cast", graph.node("MatMulInteger", stored, weight, zero), to=FLOAT)
-        factors = graph.node("Mul", factor, scale)
+        sums = graph.node("Cast", graph.node("MatMulInteger", stored, weight[0], zero), to=FLOAT)
+        factors = graph.node("Mul", factor, weight[1])
         if bias:
             graph.add("Add", [graph.node("Mul", sums, factors), bias], [output])
         else:
             graph.add("Mul", [sums, factors], [output])
+        return output
 
     def _lstm(self, node: onnx.NodeProto) -> None:
         """X, W, R, B, lengths, h, c, P; W and R (D, 4H, K) become bytes (D, K, 4H) with scales (D, 4H)."""
@@ -144,6 +153,78 @@ class _Quantising:
             inputs += [scale, graph.weight(f"{name}.zeros", np.zeros(factors.shape, np.int8))]
         added = graph.add("DynamicQuantizeLSTM", inputs, node.output, domain=_DOMAIN)
         added.attribute.extend(node.attribute)
+
+    def _is_cell(self, node: onnx.NodeProto) -> bool:
+        """Whether an RNN or GRU is large, one way, with lengths and a state, and in the variant that torch has."""
+        given = _attributes(node)
+        return (
+            self.graph.constants[node.input[2]].size >= SMALLEST
+            and given.get("direction", b"forward") == b"forward"
+            and (len(node.input), len(node.output)) == _WITH_STATE
+            and (node.op_type == "RNN" or given.get("linear_before_reset") == 1)
+        )
+
+    def _recurrent(self, node: onnx.NodeProto) -> None:
+        """X (T, B, K), W, R, B, lengths, h (1, B, H) to Y (T, 1, B, H) and the last state (1, B, H)."""
+        graph = self.graph
+        x, w, r, b, lengths, h = node.input
+        y, last = node.output
+        before, of_state = np.split(graph.constants[b][0], 2)
+        first, second = (graph.weight(f"axis_{i}", np.array([i])) for i in range(2))
+        zero, one = (graph.weight(f"number_{i}", np.array(i)) for i in range(2))
+        bias = graph.weight(f"{b}.inputs", before)
+        inputs = self._product(x, self._by_columns(w), bias, f"{y}.inputs")
+        steps = graph.node("Squeeze", graph.node("Shape", x, start=0, end=1))
+        steps = graph.node("Cast", graph.node("Range", zero, steps, one), to=TensorProto.INT32)
+        ends = graph.node("Unsqueeze", lengths, second)  # (B, 1)
+        old, now, step, new = (f"{y}.{part}" for part in ("old", "now", "step", "new"))
+        with graph.inside() as inner:
+            bias = graph.weight(f"{b}.state", of_state)
+            sums = self._product(old, self._by_columns(r), bias, f"{y}.sums")
+            after = self._cell(node, old, now, sums)
+            # A row that has ended keeps its state.
+            graph.add("Where", [graph.node("Less", step, ends), after, old], [new])
+            graph.add("Identity", [new], [f"{new}.output"])
+        size = graph.constants[r].shape[-1]
+        vectors = [_vector(name, size) for name in (new, f"{new}.output")]
+        given = [_vector(old, size), _vector(now, len(before)), _step(step)]
+        body = onnx.helper.make_graph(inner, "cell", given, vectors)
+        scanned = [f"{last}.flat", f"{y}.flat"]
+        start = graph.node("Squeeze", h, first)
+        graph.add("Scan", [start, inputs, steps], scanned, body=body, num_scan_inputs=2)
+        graph.add("Unsqueeze", [scanned[0], first], [last])
+        graph.add("Unsqueeze", [scanned[1], second], [y])
+
+    def _cell(self, node: onnx.NodeProto, old: str, x: str, h: str) -> str:
+        """The next state from the old one, and from W x + b and R h + b, (B, G * H) each with the gates of ONNX."""
+        graph = self.graph
+        if node.op_type == "RNN":
+            kinds = _attributes(node).get("activations", [b"Tanh"])
+            return graph.node(kinds[0].decode(), graph.node("Add", x, h))
+        (update, reset, new), (of_update, of_reset, of_new) = (self._gates(part) for part in (x, h))
+        update = graph.node("Sigmoid", graph.node("Add", update, of_update))
+        reset = graph.node("Sigmoid", graph.node("Add", reset, of_reset))
+        new = graph.node("Tanh", graph.node("Add", new, graph.node("Mul", reset, of_new)))
+        # (1 - z) n + z h
+        more = graph.node("Mul", update, graph.node("Sub", old, new))
+        return graph.node("Add", new, more)
+
+    def _gates(self, value: str) -> list[str]:
+        names = [f"{value}.gate_{i}" for i in range(3)]
+        self.graph.add("Split", [value], names, axis=-1, num_outputs=3)
+        return names
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {part.name: onnx.helper.get_attribute_value(part) for part in node.attribute}
+
+
+def _vector(name: str, size: int) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, FLOAT, ["B", size])
+
+
+def _step(name: str) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, TensorProto.INT32, [])
 
 
 def _transposed(node: onnx.NodeProto) -> bool:

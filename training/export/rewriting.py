@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ class Rewriting:
         self._old = model
         self._nodes: list[onnx.NodeProto] = []
         self._weights = {part.name: part for part in model.graph.initializer}
+        self._count = 0
         for name, part in self._weights.items():
             self.constants[name] = numpy_helper.to_array(part)
         for node in model.graph.node:
@@ -51,7 +53,8 @@ class Rewriting:
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Add a node with one output; gives the output's name."""
-        name = f"new_{operator.lower()}_{len(self._nodes)}"
+        self._count += 1
+        name = f"new_{operator.lower()}_{self._count}"
         self.add(operator, inputs, [name], **attributes)
         return name
 
@@ -62,6 +65,15 @@ class Rewriting:
         node = helper.make_node(operator, inputs, outputs, **attributes)
         self._nodes.append(node)
         return node
+
+    @contextmanager
+    def inside(self) -> Iterator[list[onnx.NodeProto]]:
+        """Collects the nodes that are added meanwhile: they belong to a graph inside a node to come."""
+        around, self._nodes = self._nodes, []
+        try:
+            yield self._nodes
+        finally:
+            self._nodes = around
 
     def weight(self, name: str, array: Array) -> str:
         """Store a constant, once however often it is asked for."""

@@ -192,15 +192,71 @@ def test_an_lstm_is_near_the_exact_one_over_ragged_rows(directions: int) -> None
     assert np.corrcoef(run(exact, **feeds)[0].ravel(), run(near, **feeds)[0].ravel())[0, 1] > 0.999
 
 
-def test_gated_and_plain_recurrent_layers_are_taken_over() -> None:
+ACTIVATIONS = {"GRU": None, "RNN-Tanh": "Tanh", "RNN-Relu": "Relu"}
+
+
+def cells(kind: str, size: int) -> onnx.ModelProto:
+    """Two layers of a GRU or RNN: x (T, B, W), lengths (B,), h (2, B, H) to y (T, B, H) and the state after."""
+    rng = np.random.default_rng(6)
+    operator, activation = kind.partition("-")[0], ACTIVATIONS[kind]
+    more: dict[str, object] = {"activations": [activation]} if activation else {}
+    more |= {"linear_before_reset": 1} if operator == "GRU" else {}
     graph = GraphBuilder()
     x = graph.input("x", "float32", ["T", "B", WIDTH])
-    w, r = graph.weight("W", normal(1, 3 * 64, WIDTH)), graph.weight("R", normal(1, 3 * 64, 64))
-    y = graph.node("GRU", x, w, r, hidden_size=64)
-    graph.output(y, "y", "float32", ["T", 1, "B", 64])
-    model = graph.model("gru")
-    feeds = {"x": normal(3, 2, WIDTH)}
-    assert run(int8(model), **feeds)[0].tolist() == run(model, **feeds)[0].tolist()
+    lengths = graph.input("lengths", "int32", ["B"])
+    states = graph.nodes(
+        "Split", graph.input("h", "float32", [2, "B", size]), outputs=2, axis=0, num_outputs=2
+    )
+    last: list[str] = []
+    for i, (width, state) in enumerate(zip((WIDTH, size), states, strict=True)):
+        gates = 3 if operator == "GRU" else 1
+        shapes = {
+            "W": (1, gates * size, width),
+            "R": (1, gates * size, size),
+            "B": (1, 2 * gates * size),
+        }
+        weights = [
+            graph.weight(f"{name}{i}", rng.uniform(-0.1, 0.1, shape).astype(np.float32))
+            for name, shape in shapes.items()
+        ]
+        y, after = graph.nodes(
+            operator, x, *weights, lengths, state, outputs=2, hidden_size=size, **more
+        )
+        x = graph.node("Squeeze", y, graph.constant([1]))
+        last.append(after)
+    graph.output(x, "y", "float32", ["T", "B", size])
+    graph.output(graph.node("Concat", *last, axis=0), "h_out", "float32", [2, "B", size])
+    return graph.model("cells")
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_a_gru_and_an_rnn_are_near_the_exact_ones_over_ragged_rows_and_chunks(kind: str) -> None:
+    size, lengths = 192, np.array([7, 1, 4], np.int32)
+    exact = cells(kind, size)
+    near = int8(exact)
+    assert operators(near)["Scan"] == 2
+    x, h = normal(7, 3, WIDTH), RNG.uniform(-0.5, 0.5, (2, 3, size)).astype(np.float32)
+    expected, expected_state = run(exact, x=x, lengths=lengths, h=h)
+    found, state = run(near, x=x, lengths=lengths, h=h)
+    inside = np.arange(7)[:, None] < lengths
+    assert 0 < np.abs(found - expected)[inside].max() < 0.05
+    assert np.abs(state - expected_state).max() < 0.05
+    # The same in two chunks; the second has nothing of the row that has ended.
+    cut = np.array([3, 1, 3], np.int32)
+    _, half = run(near, x=x[:3], lengths=cut, h=h)
+    _, chained = run(near, x=x[3:], lengths=lengths - cut, h=half)
+    assert np.abs(chained - expected_state).max() < 0.05
+
+
+def test_small_recurrent_layers_are_taken_over() -> None:
+    model = cells("GRU", 32)
+    feeds = {
+        "x": normal(3, 2, WIDTH),
+        "lengths": np.array([3, 2], np.int32),
+        "h": np.zeros((2, 2, 32), np.float32),
+    }
+    for expected, found in zip(run(model, **feeds), run(int8(model), **feeds), strict=True):
+        assert found.tolist() == expected.tolist()
 
 
 def test_weights_used_inside_a_loop_stay() -> None:
