@@ -299,8 +299,9 @@ class Engine:
             if slot in give_back_later:
                 give_back_later.discard(slot)
                 self.give_back(slot)
+            on_end, work.on_end = work.on_end, _nothing
             try:
-                work.on_end(outcome)
+                on_end(outcome)
             except Exception:
                 # A fault of ours; the other steps of the batch are to end all the same.
                 log.exception("the end of a step of model %s failed", self.config.name)
@@ -469,6 +470,10 @@ class Engine:
             work.done += length
             outcomes.append(join(work) if work.done == work.length else None)
         return outcomes
+
+
+def _nothing(outcome: Outputs | Exception) -> None:
+    """In the place of what was called: a work and its caller hold each other, and would wait for the collector."""
 
 
 def _settle(future: asyncio.Future[Outputs], outcome: Outputs | Exception) -> None:

@@ -53,14 +53,18 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
 
     def digest(self) -> bytes:
         """The same for the same payload and for no other: a short one is its own digest, of a long one 16 bytes."""
-        if self.length == 1:
-            content = b"".join([self.arrays[name].tobytes() for name in sorted(self.arrays)])
-            if len(content) <= _SHORT:
-                return b"\0%b\0%b" % (self.parameters, content)
+        arrays = self.arrays
+        if len(arrays) == 1:
+            (array,) = arrays.values()
+            content = array.tobytes()
+        else:
+            content = b"".join([arrays[name].tobytes() for name in sorted(arrays)])
+        if len(content) <= _SHORT:
+            ends = self.ends
+            return self.parameters + bytes((len(ends),)) + ends.tobytes() + content
         value = blake2b(self.parameters, digest_size=16)
         value.update(self.ends.tobytes())
-        for name in sorted(self.arrays):
-            value.update(self.arrays[name].tobytes())
+        value.update(content)
         return value.digest()
 
 

@@ -438,7 +438,8 @@ class Sessions:
             self._end_step(step, error)
             return
         session.seq, session.reply = entry.seq, entry.reply
-        session.log_length += step.chunk.length
+        assert step.work is not None
+        session.log_length += step.work.length
         applied = Applied(entry.reply.first, entry.seq, step.outputs, duplicate=False)
         if session.log_length >= self._policy.snapshot_every:
             self._spawn(self._snapshot_after(step, applied))
