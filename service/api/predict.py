@@ -69,7 +69,7 @@ async def generate(request: Request, model: str) -> Response:
     body: GenerateRequest = await http.read(request, GenerateRequest, context.settings)
     context.admit()
     writing = Writing(context, context.repository.get(model, body.version), body)
-    writing.from_text(body.inputs)
+    writing.from_text(body.inputs, body.priority)
     if body.stream:
         return await event_stream(request, context, writing, replayed=True)
     with closing(writing):

@@ -17,13 +17,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from service.api.context import Context
+from service.api.context import TENANT, Context
 from service.api.schema import GenerateAnswer, GenerateOptions, TokenAnswer
 from service.contract import ModelConfig
 from service.engine.arena import Slot
 from service.engine.engine import Engine
 from service.engine.sampling import Sampling, uniforms
-from service.engine.scheduler import Work
+from service.engine.scheduler import Flow, Priority, Work, flow_of
 from service.errors import Invalid, NotStreaming, PayloadMismatch, ServiceError, TooLarge, WrongSeq
 from service.repository import Served
 from service.sessions.session import Chunk, Session
@@ -76,9 +76,11 @@ class _OfSlot:
         engine: Engine,
         slot: Slot,
         wanted: Wanted,
+        flow: Flow,
         on_end: Callable[[Outputs | Exception], None],
     ) -> None:
         self._engine = engine
+        self._flow = flow
         self._slot = slot
         self._outputs = wanted.stored + wanted.passing
         self._deadline = wanted.deadline
@@ -88,7 +90,13 @@ class _OfSlot:
     def feed(self, chunk: Chunk) -> None:
         """See `Fed.feed`."""
         self._work = self._engine.begin(
-            self._slot, chunk.arrays, chunk.keep, self._outputs, self._deadline, self._on_end
+            self._slot,
+            chunk.arrays,
+            chunk.keep,
+            self._outputs,
+            self._deadline,
+            self._on_end,
+            self._flow,
         )
 
     def leave(self) -> None:
@@ -187,9 +195,10 @@ class Writing:
 
     # What to go on from.
 
-    def from_text(self, inputs: str | list[Any]) -> None:
+    def from_text(self, inputs: str | list[Any], priority: Priority) -> None:
         """Continue a text, in a session of its own that ends with it."""
-        self._begin = partial(self._begin_text, self._prompt(inputs))
+        flow = flow_of(TENANT, "once", priority)
+        self._begin = partial(self._begin_text, self._prompt(inputs), flow)
 
     def from_session(
         self, session: Session, inputs: str | list[Any] | None, seq: int | None, after: int | None
@@ -212,10 +221,10 @@ class Writing:
         self._context.check_length(chunk.length)
         return chunk
 
-    async def _begin_text(self, prompt: Chunk) -> None:
+    async def _begin_text(self, prompt: Chunk, flow: Flow) -> None:
         engine = self._served.engine
         slot = await self._context.sessions.slots.take(engine)
-        fed = _OfSlot(engine, slot, self._steps, self._computed)
+        fed = _OfSlot(engine, slot, self._steps, flow, self._computed)
         if not self.open:
             # The reader left meanwhile.
             fed.leave()
