@@ -291,7 +291,7 @@ def _buffer(shape: tuple[int, ...], dtype: str, device: Device) -> ort.OrtValue:
     except Exception as error:
         # ONNX Runtime's own class, by no name that it exports.
         raise ContractError(
-            f"{device} has no room for {shape[0]} rows of state: {error}"
+            f"{device} has no room for {shape[0]} rows of state; fewer is SEQSERVE_MAX_RESIDENT: {error}"
         ) from error
 
 
