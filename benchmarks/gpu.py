@@ -81,9 +81,9 @@ _ON_CPU = Sizes(
     batches=(1, 16, 64, 256),
     capacities=(1_000, 10_000, 100_000),
     sessions=(64,),
-    steps=60,
-    rounds=5,
-    seconds=1.0,
+    steps=40,
+    rounds=3,
+    seconds=0.5,
     state_bytes=4 * 2**30,
 )
 _QUICK = Sizes(
