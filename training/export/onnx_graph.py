@@ -13,6 +13,8 @@ from torch import nn
 
 Array = npt.NDArray[Any]
 Storage = Literal["float32", "float16"]
+# None: as all other weights.
+TableStorage = Literal["int8"] | None
 LARGEST_BYTE = 127
 
 OPSET = 21
@@ -72,11 +74,13 @@ class GraphBuilder:
         self._nodes.append(helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
         return name
 
-    def look_up(self, name: str, table: Array, rows: str) -> str:
-        """Rows (..., K) of a float32 table (N, K) by their numbers (...); the table is stored in int8.
+    def look_up(self, name: str, table: Array, rows: str, storage: TableStorage = None) -> str:
+        """Rows (..., K) of a float32 table (N, K) by their numbers (...).
 
-        Each row has a scale of its own; see `quantised`. What is not looked up is never made float32.
+        In int8 each row has a scale of its own; see `quantised`. What is not looked up is never made float32.
         """
+        if storage is None:
+            return self.node("Gather", self.weight(name, table), rows)
         stored, scales = quantised(table, LARGEST_BYTE)
         for part, values in (("int8", stored), ("scales", scales[:, None])):
             self._initializers.append(numpy_helper.from_array(values, f"{name}.{part}"))

@@ -28,6 +28,9 @@ from training.ner.words import RESERVED_CHARACTERS, UNKNOWN, numbers_of
 # Start and length of the golden inputs in the validation text, and the chunks they are also fed in.
 _GOLDEN = ((0, 1, (1,)), (300, 7, (1, 2, 4)), (2000, 12, (5, 1, 6)), (9000, 9, (9,)))
 
+# Vectors of words; weights that are only looked up.
+_TABLES = ("vectors.weight", "shared")
+
 _STREAMING = """\
 each word is read with
 what stands before it only (a whole text is decoded from its end, as the words of one input in a session are). The floor
@@ -53,7 +56,7 @@ def bundle(run: NerRun, command: str, directory: Path, data: Data) -> Bundle:
     vocab_size = Tokenizer.from_str(tokenizer.decode()).get_vocab_size()
     alphabet_size = len(alphabet) + RESERVED_CHARACTERS
     model = Tagger(run.model, run.encoder, vocab_size, len(lists), alphabet_size, LABELS)
-    model.load_state_dict(as_stored(trained.weights, run.export))
+    model.load_state_dict(as_stored(trained.weights, run.export, _TABLES))
     model.eval()
     spec = Ner(
         labels=LABELS,
@@ -69,7 +72,7 @@ def bundle(run: NerRun, command: str, directory: Path, data: Data) -> Bundle:
     text = numbers([word for sentence in data.valid for word in sentence.words])
     return Bundle(
         config=_config(run, command, model, trained, spec),
-        model=step_graph(model, run.export.weights).SerializeToString(),
+        model=step_graph(model, run.export.weights, run.export.tables).SerializeToString(),
         original=original(model),
         sample=lambda length, seed: _excerpt(text, seed * 97, length),
         cases=tuple(Case(_excerpt(text, start, length), split) for start, length, split in _GOLDEN),
@@ -184,7 +187,7 @@ Its score of an entity is the probability that exactly these words are one of th
 - {_rare(run)}
 - {config.filters} features of a convolution over the first and last characters of a word, {config.characters} in all
 - {run.encoder.in_words}; a linear chain over tags in IOB2
-- {learnt:,} learnt parameters, stored in {run.export.weights} like the vectors
+- {learnt:,} learnt parameters, stored in {run.export.weights}; the vectors in {run.export.tables or run.export.weights}
 - weights of step {trained.step:,}, the best on the validation sentences
 
 ## Limits

@@ -8,16 +8,17 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from training.export.encoders import encode
-from training.export.onnx_graph import GraphBuilder, Storage, array
+from training.export.onnx_graph import GraphBuilder, Storage, TableStorage, array
 from training.ner.model import Tagger
 
 
-def step_graph(model: Tagger, storage: Storage) -> onnx.ModelProto:
+def step_graph(model: Tagger, storage: Storage, tables: TableStorage = None) -> onnx.ModelProto:
     """The graph `y, state' = f_W(state, x)` of the service's contract for named entities.
 
     Args:
         model: Trained weights.
         storage: Number format of the weights in the file.
+        tables: That of the vectors of words, if it is another.
 
     Returns:
         A model with inputs words (B, T), characters (B, T, C), lengths (B,) and the states, and outputs scores
@@ -27,8 +28,7 @@ def step_graph(model: Tagger, storage: Storage) -> onnx.ModelProto:
     words = graph.input("words", "int64", ["B", "T"])
     characters = graph.input("characters", "int64", ["B", "T", "C"])
     lengths = graph.input("lengths", "int32", ["B"])
-    table = graph.weight("vectors", model.table().detach().cpu().numpy())
-    vectors = graph.node("Gather", table, words)
+    vectors = graph.look_up("vectors", model.table().detach().cpu().numpy(), words, tables)
     spelling = _spelling(graph, model, words, characters)
     x = encode(graph, model.encoder, graph.node("Concat", vectors, spelling, axis=2), lengths)
     weight = graph.weight("output.weight", array(model.output.weight).T)

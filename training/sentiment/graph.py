@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from torch import nn
 
 from training.export.encoders import encode
-from training.export.onnx_graph import GraphBuilder, Storage, array
+from training.export.onnx_graph import GraphBuilder, Storage, TableStorage, array
 from training.sentiment.model import AttentionPooling, MaxPooling, SentimentModel
 
 
 def step_graph(
-    model: SentimentModel, storage: Storage, tables: Literal["int8"] | None = None
+    model: SentimentModel, storage: Storage, tables: TableStorage = None
 ) -> onnx.ModelProto:
     """The graph `y, state' = f_W(state, x)` of the service's contract for sentiment models.
 
@@ -31,11 +29,7 @@ def step_graph(
     graph = GraphBuilder(storage)
     tokens = graph.input("tokens", "int64", ["B", "T"])
     lengths = graph.input("lengths", "int32", ["B"])
-    table = array(model.embedding.weight)
-    if tables == "int8":
-        vectors = graph.look_up("embedding", table, tokens)
-    else:
-        vectors = graph.node("Gather", graph.weight("embedding", table), tokens)
+    vectors = graph.look_up("embedding", array(model.embedding.weight), tokens, tables)
     x = encode(graph, model.encoder, vectors, lengths)
     valid = _valid(graph, tokens, lengths)
     pooling = model.pooling

@@ -32,7 +32,7 @@ def test_the_graph_looks_up_the_rows_that_the_original_has() -> None:
     table = torch.randn(50, 16, generator=torch.Generator().manual_seed(3))
     rounded = as_stored({"table": table}, EXPORT, ("table",))["table"].numpy()
     graph = GraphBuilder("float16")
-    found = graph.look_up("table", rounded, graph.input("ids", "int64", ["B", "T"]))
+    found = graph.look_up("table", rounded, graph.input("ids", "int64", ["B", "T"]), "int8")
     graph.output(found, "y", "float32", ["B", "T", 16])
     model = graph.model("table").SerializeToString()
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
