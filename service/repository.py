@@ -135,7 +135,11 @@ class Repository:
             ModelNotReady: It is loading, or was refused.
         """
         if version is not None:
-            entries = [e for e in (self._entries.get((name, version)),) if e is not None]
+            entry = self._entries.get((name, version))
+            if entry is not None and entry.served is not None:
+                # As every step asks.
+                return entry.served
+            entries = [] if entry is None else [entry]
         else:
             entries = [e for e in self._entries.values() if e.name == name]
         if not entries:

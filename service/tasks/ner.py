@@ -61,10 +61,8 @@ class NerTask:
             raise Invalid("the text has no words", path=path)
         return self._numbers(words)
 
-    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
-        """See `Task.chunk`."""
-        pieces = [self.piece(value, f"{path}[{i}]") for i, value in enumerate(values)]
-        return join_pieces(pieces, parameters, every_step=True)
+    def together(self, values: Sequence[Any]) -> None:
+        """See `Task.together`: a text has as many time steps as words."""
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a text."""

@@ -18,7 +18,6 @@ from service.tasks.protocol import (
     Outputs,
     Parameters,
     check_top_k,
-    chunk_of_steps,
     join_pieces,
     kind,
     listed,
@@ -90,14 +89,11 @@ class NextWordTask:
             raise Invalid(f"text or a token id is due here, got {kind(value)}", path=path)
         return {self._input.name: np.array(ids, self._input.dtype)}
 
-    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
-        """See `Task.chunk`."""
-        if _INTEGERS.issuperset(map(type, values)) and self._are_ids(values):
-            return chunk_of_steps(
-                {self._input.name: np.array(values, self._input.dtype)}, parameters
-            )
-        pieces = [self.piece(value, f"{path}[{i}]") for i, value in enumerate(values)]
-        return join_pieces(pieces, parameters)
+    def together(self, values: Sequence[Any]) -> dict[str, npt.NDArray[Any]] | None:
+        """See `Task.together`: token ids."""
+        if not _INTEGERS.issuperset(map(type, values)) or not self._are_ids(values):
+            return None
+        return {self._input.name: np.array(values, self._input.dtype)}
 
     def _are_ids(self, values: Sequence[int]) -> bool:
         return min(values) >= 0 and max(values) < self._spec.vocab_size

@@ -15,8 +15,7 @@ from service.tasks.protocol import (
     Outputs,
     Parameters,
     check_top_k,
-    chunk_of_steps,
-    join_pieces,
+    chunk_of,
     listed,
 )
 from service.tasks.vectors import Array, vector, vectors
@@ -54,13 +53,10 @@ class LabelsTask:
             return {self._input.name: self._vectors[[self._symbols[value]]]}
         return {self._input.name: vector(value, self._input, path)[None]}
 
-    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
-        """See `Task.chunk`."""
+    def together(self, values: Sequence[Any]) -> dict[str, Array] | None:
+        """See `Task.together`: symbols, or vectors."""
         array = self._named(values) if isinstance(values[0], str) else vectors(values, self._input)
-        if array is not None:
-            return chunk_of_steps({self._input.name: array}, parameters)
-        pieces = [self.piece(value, f"{path}[{i}]") for i, value in enumerate(values)]
-        return join_pieces(pieces, parameters)
+        return None if array is None else {self._input.name: array}
 
     def _named(self, values: Sequence[Any]) -> Array | None:
         """The vectors of symbols, (T, *shape); None when one is none."""
@@ -71,7 +67,7 @@ class LabelsTask:
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a list of symbols or vectors."""
-        return self.chunk(listed(value, path), path, Parameters())
+        return chunk_of(self, listed(value, path), path, Parameters())
 
     def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
         """See `Task.answers`: the best label, or the `top_k` best."""
@@ -116,22 +112,23 @@ class TensorsTask:
             raise Invalid(f"an object with {', '.join(sorted(names))} is due here", path=path)
         return {t.name: vector(value[t.name], t, f"{path}.{t.name}")[None] for t in self._inputs}
 
-    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
-        """See `Task.chunk`."""
-        if len(self._inputs) == 1:
-            (tensor,) = self._inputs
-            array = vectors(values, tensor)
-            if array is not None:
-                return chunk_of_steps({tensor.name: array}, parameters)
-        pieces = [self.piece(value, f"{path}[{i}]") for i, value in enumerate(values)]
-        return join_pieces(pieces, parameters)
+    def together(self, values: Sequence[Any]) -> dict[str, Array] | None:
+        """See `Task.together`: of a single input."""
+        if len(self._inputs) > 1:
+            return None
+        (tensor,) = self._inputs
+        array = vectors(values, tensor)
+        return None if array is None else {tensor.name: array}
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a list of values, one for each step."""
-        return self.chunk(listed(value, path), path, Parameters())
+        return chunk_of(self, listed(value, path), path, Parameters())
 
     def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
         """See `Task.answers`."""
+        if len(self.outputs) == 1:
+            (name,) = self.outputs
+            return [{name: value} for value in outputs[name].tolist()]
         columns = {name: outputs[name].tolist() for name in self.outputs}
         steps = range(len(next(iter(columns.values()))))
         return [{name: column[i] for name, column in columns.items()} for i in steps]

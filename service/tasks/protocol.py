@@ -62,11 +62,10 @@ class Task(Protocol):
     def piece(self, value: Any, path: str) -> dict[str, npt.NDArray[Any]]:
         """One input of a streaming session, as time steps: input name to (T, *shape), T >= 1."""
 
-    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
-        """Inputs of one request, at least one, as one chunk with an end for each: what `piece` makes of each, joined.
+    def together(self, values: Sequence[Any]) -> dict[str, npt.NDArray[Any]] | None:
+        """Many inputs at once, at least one, of one time step each: input name to (inputs, *shape).
 
-        Raises:
-            Invalid: See `piece`; it names the input as `path[i]`.
+        None unless `piece` takes each of them, as just that.
         """
 
     def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
@@ -80,6 +79,19 @@ class Task(Protocol):
 
     def whole_answer(self, value: Any, outputs: Outputs, parameters: Parameters) -> Any:
         """The answer to a whole input that `whole` took."""
+
+
+def chunk_of(task: Task, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
+    """Inputs of one request, at least one, as one chunk with an end for each.
+
+    Raises:
+        Invalid: See `Task.piece`; it names the input as `path[i]`.
+    """
+    arrays = task.together(values)
+    if arrays is not None:
+        return chunk_of_steps(arrays, parameters)
+    pieces = [task.piece(value, f"{path}[{i}]") for i, value in enumerate(values)]
+    return join_pieces(pieces, parameters, every_step=task.every_step)
 
 
 def chunk_of_steps(arrays: Mapping[str, npt.NDArray[Any]], parameters: Parameters) -> Chunk:

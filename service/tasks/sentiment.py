@@ -53,10 +53,8 @@ class SentimentTask:
         known = [self._unknown if i is None else i for i in ids]
         return {self._input.name: np.array(known, self._input.dtype)}
 
-    def chunk(self, values: Sequence[Any], path: str, parameters: Parameters) -> Chunk:
-        """See `Task.chunk`."""
-        pieces = [self.piece(value, f"{path}[{i}]") for i, value in enumerate(values)]
-        return join_pieces(pieces, parameters)
+    def together(self, values: Sequence[Any]) -> None:
+        """See `Task.together`: a text has as many time steps as words."""
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a text."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -79,16 +79,12 @@ def vectors(values: Sequence[Any], tensor: Tensor) -> Array | None:
 
 
 def flat(values: Sequence[Any], shape: tuple[int, ...]) -> Sequence[Any] | None:
-    """What the lists of a shape hold, one after the other; None when something is no list, or not of that length."""
+    """What lists of a shape hold, at least one, joined; None when something is no list, or not of that length."""
     for size in shape:
-        if not (_LIST.issuperset(map(type, values)) and _all_are(size, map(len, values))):
+        if not _LIST.issuperset(map(type, values)) or {*map(len, values)} != {size}:
             return None
-        values = list(chain.from_iterable(values))
+        values = [*chain.from_iterable(values)]
     return values
-
-
-def _all_are(size: int, lengths: Iterable[int]) -> bool:
-    return frozenset((size,)).issuperset(lengths)
 
 
 def packed(numbers: Sequence[int | float], tensor: Tensor) -> Array | None:

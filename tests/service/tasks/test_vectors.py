@@ -26,7 +26,7 @@ from service.errors import Invalid
 from service.tasks.forecast import ForecastTask
 from service.tasks.next_word import NextWordTask
 from service.tasks.numbers import LabelsTask, TensorsTask
-from service.tasks.protocol import Parameters, Task, join_pieces
+from service.tasks.protocol import Parameters, Task, chunk_of, join_pieces
 from tests.models import WORDS, tokenizer
 
 DTYPES = ("float32", "float64", "int32", "int64")
@@ -52,7 +52,7 @@ def config(accumulator: Path) -> ModelConfig:
 
 
 def compare(task: Task, values: list[Any]) -> None:
-    """What `chunk` makes of all is what `piece` makes of each, or the error of the first that it refuses."""
+    """What `chunk_of` makes of all is what `piece` makes of each, or the error of the first that it refuses."""
     expected = None
     try:
         pieces = [task.piece(value, f"$.inputs[{i}]") for i, value in enumerate(values)]
@@ -60,11 +60,11 @@ def compare(task: Task, values: list[Any]) -> None:
         expected = refusal
     if expected is not None:
         with pytest.raises(Invalid) as error:
-            task.chunk(values, "$.inputs", PARAMETERS)
+            chunk_of(task, values, "$.inputs", PARAMETERS)
         assert (error.value.detail, error.value.extra) == (expected.detail, expected.extra)
         return
     due = join_pieces(pieces, PARAMETERS, every_step=task.every_step)
-    chunk = task.chunk(values, "$.inputs", PARAMETERS)
+    chunk = chunk_of(task, values, "$.inputs", PARAMETERS)
     assert chunk.digest() == due.digest()
     assert chunk.ends.tolist() == due.ends.tolist()
     assert chunk.keep.tolist() == due.keep.tolist()
