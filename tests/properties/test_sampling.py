@@ -130,6 +130,8 @@ def test_a_text_chosen_from_all_does_not_depend_on_the_others(
     batch: tuple[np.ndarray, np.ndarray, list[Sampling], np.ndarray],
 ) -> None:
     scores, _, how, uniform = batch
+    # More than one block of the vocabulary.
+    scores = np.tile(scores, (1, 40))
     together = choose_of_all(scores, how, uniform)
     alone = [
         choose_of_all(scores[i : i + 1], how[i : i + 1], uniform[i : i + 1])[0]
