@@ -46,10 +46,11 @@ def step(states: BoundStates, rows: list[int], x: list[list[float]], wanted: lis
     return states.run(np.array(rows), feeds, wanted)[1].tolist()
 
 
-def test_a_row_that_is_not_finite_keeps_its_state_and_the_others_move_on() -> None:
+@pytest.mark.parametrize("wanted", [[], ["y"]])
+def test_a_row_that_is_not_finite_keeps_its_state_and_the_others_move_on(wanted: list[str]) -> None:
     states = make(3, STATES[:1])
     step(states, [1, 2, 3], [[1], [2], [3]], [])
-    assert step(states, [3, 1, 2], [[1], [np.nan], [np.inf]], ["y"]) == [True, False, False]
+    assert step(states, [3, 1, 2], [[1], [np.nan], [np.inf]], wanted) == [True, False, False]
     assert [states.read(row)["a"].tolist() for row in (1, 2, 3)] == [[1, 1], [2, 2], [4, 4]]
 
 
@@ -201,6 +202,23 @@ def feeds_of(config: ModelConfig, rows: int, time: int) -> dict[str, np.ndarray]
     for state in config.state:
         del feeds[state.input_name]
     return feeds
+
+
+def test_a_ring_that_would_take_a_number_that_is_none_stays_as_it_was() -> None:
+    content, config = shipped("forecast-etth1-transformer")
+    states = BoundGraph(content, config).states(2)
+    rows = np.array([1, 2])
+    for row in rows:
+        states.reset(int(row))
+    feeds = feeds_of(config, 2, 1)
+    states.run(rows, feeds, [])
+    before = states.read(2)
+    # What the second layer makes of the key that the first one kept of the first step is no number.
+    before[config.state[0].input_name][:, 0] = np.nan
+    states.write(2, before)
+    assert states.run(rows, feeds, [])[1].tolist() == [True, False]
+    after = states.read(2)
+    assert all(np.array_equal(before[name], after[name], equal_nan=True) for name in before)
 
 
 def test_single_steps_may_be_computed_by_cells_and_chunks_by_the_operator() -> None:
