@@ -23,11 +23,15 @@ class LoadedGraph:
     Args:
         model: Content of the ONNX file.
         config: Names of its inputs, outputs and state.
+        as_written: Whether the runtime leaves the nodes as they are in the file. It cannot take some float16 graphs
+            otherwise: its layouts for convolutions end the process (1.31).
     """
 
-    def __init__(self, model: bytes, config: ModelConfig) -> None:
+    def __init__(self, model: bytes, config: ModelConfig, *, as_written: bool = False) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        if as_written:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = onnxruntime.InferenceSession(
             model, options, providers=["CPUExecutionProvider"]
         )

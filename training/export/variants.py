@@ -93,7 +93,14 @@ def _make(
         metrics=tuple(bundle.measure(graph)),
     )
     accept(bundle.config.name, variant, metrics)
-    return Made(variant, kind.written(model).SerializeToString())
+    content = kind.written(model).SerializeToString()
+    written = _on_golden_inputs(bundle, LoadedGraph(content, bundle.config, as_written=True))
+    if not written <= variant.tolerance:
+        raise VariantError(
+            f"{bundle.config.name}: {variant.file} differs by {written:.3g} on golden inputs, tolerance "
+            f"{variant.tolerance:.3g}"
+        )
+    return Made(variant, content)
 
 
 def accept(model: str, variant: Variant, metrics: tuple[Metric, ...]) -> None:
