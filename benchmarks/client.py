@@ -181,7 +181,7 @@ def opened(
         cpu = time.process_time()
         start = time.perf_counter()
         due = (arrivals + start).tolist()
-        begin, end = start + min(_WARM_S, arrivals[-1] / 4), due[-1]
+        begin, end = start + min(_WARM_S, float(arrivals[-1]) / 4), due[-1]
         replies: list[Reply] = []
         watched: list[Any] = []
         free = deque(lines.values())

@@ -95,17 +95,29 @@ def cached() -> Path:
     return directory
 
 
-def write(directory: Path, names: Sequence[str] = NAMES, sizes: Sizes = _FULL) -> None:
-    """Build models and write `<directory>/<name>/1/`, as `seqtrain export` does.
+def write(
+    directory: Path,
+    names: Sequence[str] = NAMES,
+    sizes: Sizes = _FULL,
+    variants: tuple[VariantName, ...] = ("int8",),
+) -> None:
+    """Build models and write `<directory>/<name>/1/`, as `seqtrain export` does; the LSTM with variants.
 
     Raises:
         ParityError: A graph does not equal its torch model.
         VariantError: The LSTM in int8 is too far from the exact one.
     """
-    for name in names:
-        bundle = _series(sizes) if name == GRU else _words(name, sizes)
-        variants: tuple[VariantName, ...] = ("int8",) if name == LSTM else ()
-        package.write(msgspec.structs.replace(bundle, variants=variants), directory)
+    threads = torch.get_num_threads()
+    # Steps this small gain nothing from more, and threads that wait for each other on a busy machine lose much.
+    torch.set_num_threads(1)
+    try:
+        for name in names:
+            bundle = _series(sizes) if name == GRU else _words(name, sizes)
+            if name == LSTM:
+                bundle = msgspec.structs.replace(bundle, variants=variants)
+            package.write(bundle, directory)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _fingerprint() -> str:
