@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from service.contract import CONFIG_FILE, decode_config
+from training.config import TrainedRun
+from training.export.variants import STEPS, accept
 from training.runs import load
 
 ROOT = Path(__file__).parents[1]
@@ -33,3 +35,14 @@ def test_a_sibling_that_can_be_stepped_is_exported_too() -> None:
 
 def test_all_models_together_are_small() -> None:
     assert sum(p.stat().st_size for p in (ROOT / "exported").rglob("*") if p.is_file()) < LIMIT
+
+
+def test_variants_are_those_that_the_configurations_ask_for() -> None:
+    for name, config in shipped().items():
+        run = load(ROOT / "training" / "configs" / f"{config}.toml")
+        wanted = run.export.variants if isinstance(run, TrainedRun) else ()
+        found = decode_config((ROOT / "exported" / name / "1" / CONFIG_FILE).read_bytes())
+        assert tuple(variant.name for variant in found.variants) == wanted
+        for variant in found.variants:
+            accept(name, variant, found.provenance.metrics)
+            assert min(part.steps for part in variant.drift) == STEPS
