@@ -214,7 +214,7 @@ def test_a_ring_that_would_take_a_number_that_is_none_stays_as_it_was() -> None:
     states.run(rows, feeds, [])
     before = states.read(2)
     # What the second layer makes of the key that the first one kept of the first step is no number.
-    before[config.state[0].input_name][:, 0] = np.nan
+    before["keys_0"][:, 0] = np.nan
     states.write(2, before)
     assert states.run(rows, feeds, [])[1].tolist() == [True, False]
     after = states.read(2)
