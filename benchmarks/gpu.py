@@ -98,12 +98,14 @@ _QUICK = Sizes(
 
 
 class Subject:
-    """A model in every way that is measured, on a device."""
+    """A model in every way that is measured, on a device, in batches of at most so many rows."""
 
-    def __init__(self, directory: Path, device: Device) -> None:
+    def __init__(self, directory: Path, device: Device, most: int) -> None:
         self.device = device
         self.raw = Raw(directory)
-        self.config = self.raw.config
+        # Batches as large as are measured, be it more than a user of the model would get.
+        batching = msgspec.structs.replace(self.raw.config.batching, max_batch_size=most)
+        self.config = msgspec.structs.replace(self.raw.config, batching=batching)
         self.content = self.raw.path.read_bytes()
         self.golden = decode_golden((directory / GOLDEN_FILE).read_bytes())
         self.ways: dict[str, BoundGraph] = {OPERATOR: self._graph()}
@@ -174,7 +176,7 @@ def parity(subject: Subject, sizes: Sizes) -> list[Row]:
 def safety(subject: Subject, sizes: Sizes) -> Row:
     """Steps replayed in fixed buffers against the same steps run freely, bit for bit, sizes and chunks mixed."""
     random = np.random.default_rng(2)
-    capacity = 1 << (min(64, subject.config.batching.max_batch_size).bit_length() - 1)
+    capacity = 64
     replayed, free = (subject.states(REPLAYED, capacity) for _ in range(2))
     proven = sorted(replayed.replays)
     # What it would do had the trial at load failed: the same session, run without its captured graphs.
@@ -207,7 +209,7 @@ def residency(subject: Subject, directory: Path) -> list[Row]:
     rows = []
     for way in subject.ways:
         random = np.random.default_rng(3)
-        count = min(64, subject.config.batching.max_batch_size)
+        count = 64
         states = subject.states(way, count)
         feeds = subject.feeds(random, count)
         at = np.arange(1, count + 1)
@@ -309,7 +311,7 @@ def _trace(directory: Path, way: str, steps: int) -> dict[str, float]:
 
 def _run_traced(directory: Path, way: str, steps: int) -> None:
     """The program that is profiled."""
-    subject = Subject(directory, "cuda")
+    subject = Subject(directory, "cuda", 64)
     states = subject.states(way, 64)
     feeds = subject.feeds(np.random.default_rng(3), 64)
     for _ in range(steps):
@@ -400,7 +402,7 @@ def measure(bench: Bench, device: Device, sizes: Sizes, names: Sequence[str]) ->
     for name in names:
         directory = bench.models / name / "1"
         print(f"{name} ...", file=sys.stderr, flush=True)
-        subject = Subject(directory, device)
+        subject = Subject(directory, device, max(64, *sizes.batches))
         found[name] = {
             "parity": parity(subject, sizes),
             "safety": safety(subject, sizes),
@@ -412,7 +414,7 @@ def measure(bench: Bench, device: Device, sizes: Sizes, names: Sequence[str]) ->
     print("socket ...", file=sys.stderr, flush=True)
     return {
         "device": device,
-        "machine": platform.platform(),
+        "machine": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
         "device_memory_bytes": {"used": used, "total": total},
         "python": platform.python_version(),
