@@ -36,9 +36,9 @@ from service.journal.protocol import (
     Identity,
     Journal,
     Layout,
-    Packed,
     Reply,
     Tombstone,
+    content_of,
     layout_of,
 )
 from service.metrics import Metrics
@@ -417,16 +417,17 @@ class Sessions:
             session.epoch,
             committed + len(chunk.ends),
             chunk.arrays,
-            Reply(committed + 1, chunk.digest(), self._packed(session.engine, wanted, stored)),
+            self._reply(committed + 1, step, stored),
         )
         self._commit.add(step.entry, partial(self._committed, step))
 
-    def _packed(self, engine: Engine, wanted: Wanted, outputs: Outputs) -> Packed:
-        layout = self._layouts.get((engine, wanted.stored))
+    def _reply(self, first: int, step: Step, outputs: Outputs) -> Reply:
+        kind = step.session.engine, step.wanted.stored
+        layout = self._layouts.get(kind)
         if layout is None:
             # Found out once for each: a model's outputs are always alike.
-            layout = self._layouts[engine, wanted.stored] = layout_of(outputs)
-        return Packed(layout, outputs)
+            layout = self._layouts[kind] = layout_of(outputs)
+        return Reply(first, step.chunk.digest(), layout, content_of(outputs))
 
     def _committed(self, step: Step, error: Exception | None) -> None:
         session, entry = step.session, step.entry

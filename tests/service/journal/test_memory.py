@@ -13,7 +13,6 @@ from service.journal.protocol import (
     Entry,
     Identity,
     Journal,
-    Packed,
     Reply,
     Snapshot,
     Stored,
@@ -40,7 +39,7 @@ def identity(session: str = "s") -> Identity:
 def entry(
     first: int, *values: float, session: str = "s", epoch: int = 1, inputs: int | None = None
 ) -> Entry:
-    reply = Reply(first, bytes([first]), {"y": np.array(values) * 10})
+    reply = Reply.of(first, bytes([first]), {"y": np.array(values) * 10})
     seq = first - 1 + (len(values) if inputs is None else inputs)
     return Entry(session, epoch, seq, {"x": np.array(values)}, reply)
 
@@ -104,7 +103,7 @@ async def test_what_comes_back_is_of_the_same_dtype_and_shape(journal: Journal) 
     inputs = {"t": np.array([1, 2], np.int64), "v": np.ones((2, 3), np.float32)}
     outputs = {"y": np.zeros((1, 2), np.float32), "i": np.zeros((1,), np.int32)}
     state = {"h": np.full((1, 4), 0.1, np.float32), "n": np.array(3, np.int64)}
-    await journal.commit([Entry("s", 1, 1, inputs, Reply(1, b"d", outputs))])
+    await journal.commit([Entry("s", 1, 1, inputs, Reply.of(1, b"d", outputs))])
     found = await stored(journal)
     assert found.reply is not None
     pairs = [(inputs, found.log[0]), (outputs, found.reply.outputs)]
@@ -213,7 +212,7 @@ async def test_a_step_is_kept_in_little_more_than_its_numbers() -> None:
     tracemalloc.start()
     for seq in range(1, 51):
         entries = [
-            Entry(s, 1, seq, {"x": vector + seq}, Reply(seq, b"d", {"y": vector + seq}))
+            Entry(s, 1, seq, {"x": vector + seq}, Reply.of(seq, b"d", {"y": vector + seq}))
             for s in sessions
         ]
         assert all(await store.commit(entries))
@@ -225,30 +224,25 @@ async def test_a_step_is_kept_in_little_more_than_its_numbers() -> None:
     assert join_log(found.log)["x"][:, 0].tolist() == list(range(2, 52))
 
 
-def test_packed_arrays_are_the_arrays() -> None:
-    arrays = {
+def test_a_reply_has_the_outputs_it_was_made_of() -> None:
+    outputs = {
         "scores": np.arange(6, dtype=np.float32).reshape(2, 3),
         "ids": np.array([[2**40], [-1]], np.int64),
         "sum": np.array([0.1, np.nan]),
     }
-    packed = Packed(layout_of(arrays), arrays)
-    assert list(packed) == list(arrays)
-    assert len(packed) == 3
-    for name, array in arrays.items():
-        assert (packed[name].dtype, packed[name].shape) == (array.dtype, array.shape)
-        assert packed[name].tobytes() == array.tobytes()
-    with pytest.raises(KeyError):
-        packed["nothing"]
+    back = Reply.of(1, b"d", outputs).outputs
+    assert list(back) == list(outputs)
+    for name, array in outputs.items():
+        assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape)
+        assert back[name].tobytes() == array.tobytes()
 
 
-def test_no_arrays_and_empty_ones_are_packed_too() -> None:
+def test_a_reply_may_have_no_outputs_or_empty_ones() -> None:
     nothing: dict[str, np.ndarray] = {}
     empty = {"x": np.zeros((0, 3)), "y": np.zeros((0,), np.int32)}
-    for arrays in (nothing, empty):
-        packed = Packed(layout_of(arrays), arrays)
-        assert {name: array.shape for name, array in packed.items()} == {
-            name: array.shape for name, array in arrays.items()
-        }
+    for outputs in (nothing, empty):
+        back = Reply.of(1, b"d", outputs).outputs
+        assert {n: a.shape for n, a in back.items()} == {n: a.shape for n, a in outputs.items()}
 
 
 def test_arrays_that_are_alike_share_a_layout() -> None:

@@ -22,7 +22,7 @@ def session(accumulator: Path) -> Session:
     limits = Limits(capacity=1, max_pending=1, max_pending_tokens=1)
     engine = Engine(load_graph(accumulator), limits, EngineMetrics(Metrics(), "accumulator", 1))
     identity = Identity("s", "tenant", "accumulator", 1, ttl_s=1.0, created_at=0.0)
-    reply = Reply(4, CHUNK.digest(), {})
+    reply = Reply.of(4, CHUNK.digest(), {})
     return Session(identity, engine, epoch=1, used_at=10.0, seq=5, reply=reply)
 
 
