@@ -17,11 +17,13 @@ import msgspec
 from service.api import http
 from service.api.context import TENANT, Context
 from service.api.middleware import Answered, Requests
-from service.api.schema import StepsRequest
-from service.api.stepping import Prepared, prepare, steps_answer
+from service.api.schema import StepsAnswer, StepsRequest
+from service.api.stepping import Prepared, prepare, prepare_together, steps_answers
 from service.engine.engine import Engine
-from service.errors import ServiceError
+from service.errors import Overloaded, ServiceError
+from service.sessions.session import Session
 from service.sessions.table import Applied, Step
+from service.tasks.protocol import Parameters, Task
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +38,11 @@ _TELL_EVERY_S = 1.0
 OnAnswer = Callable[[int, str, str, bytes], None]
 """Takes the status, the id of the request, the fields of the head as they are written, and the body of a response."""
 
+_Read = tuple["Exchange", Session, StepsRequest]
+_Done = tuple["Exchange", Prepared, Applied]
+
 _JSON = "content-type: application/json\r\n"
-_read = msgspec.json.Decoder(StepsRequest).decode
+_decode = msgspec.json.Decoder(StepsRequest).decode
 _write = msgspec.json.Encoder().encode
 
 
@@ -54,10 +59,80 @@ class DirectSteps:
         self.requests = requests
         self.max_body_bytes = context.settings.max_body_bytes
         self.succeeded = requests.answered(ROUTE, "POST", 200)
+        # Requests of this turn of the event loop, and steps that ended in it.
+        self._read: dict[Engine, list[_Read]] = {}
+        self._done: list[_Done] = []
         self._refused: list[Exchange] = []
         # How many since the log was told, and when that was.
         self._untold = 0
         self._told_at = -math.inf
+
+    def has_room(self, engine: Engine) -> bool:
+        """Whether a step would be let in, behind those that were read in this turn of the event loop."""
+        return engine.room > len(self._read.get(engine, ()))
+
+    def begin(self, exchange: Exchange, session: Session, request: StepsRequest) -> None:
+        """Begin a step together with all others that are read in this turn of the event loop."""
+        read = self._read
+        if not read:
+            asyncio.get_running_loop().call_soon(self._begin)
+        steps = read.get(session.engine)
+        if steps is None:
+            steps = read[session.engine] = []
+        steps.append((exchange, session, request))
+
+    def _begin(self) -> None:
+        read, self._read = self._read, {}
+        for steps in read.values():
+            by: dict[float | None, list[_Read]] = {}
+            for each in steps:
+                by.setdefault(each[2].timeout_s, []).append(each)
+            for timeout_s, group in by.items():
+                self._begin_group(group, timeout_s)
+
+    def _begin_group(self, steps: list[_Read], timeout_s: float | None) -> None:
+        together = None
+        if len(steps) > 1:
+            requests = [request for _, _, request in steps]
+            try:
+                together = prepare_together(self.context, steps[0][1], requests, timeout_s)
+            except Exception:
+                # One by one they show whose fault it is.
+                together = None
+        if together is None:
+            for exchange, session, request in steps:
+                exchange.prepare(session, request)
+        else:
+            for (exchange, session, request), prepared in zip(steps, together, strict=True):
+                exchange.start(session, request, prepared)
+
+    def answer(self, exchange: Exchange, prepared: Prepared, applied: Applied) -> None:
+        """Answer a step with all others that end in this turn of the event loop."""
+        if not self._done:
+            asyncio.get_running_loop().call_soon(self._answer)
+        self._done.append((exchange, prepared, applied))
+
+    def _answer(self) -> None:
+        done, self._done = self._done, []
+        by: dict[tuple[Task, Parameters], list[_Done]] = {}
+        for each in done:
+            by.setdefault((each[1].task, each[1].parameters), []).append(each)
+        for steps in by.values():
+            self._answer_group(steps)
+
+    def _answer_group(self, steps: list[_Done]) -> None:
+        try:
+            answers = steps_answers([(e.session_id, p, a) for e, p, a in steps])
+        except Exception as error:
+            # A fault of ours; the callers get an answer all the same, and those it does not concern a good one.
+            if len(steps) == 1:
+                steps[0][0].fail(error)
+                return
+            for each in steps:
+                self._answer_group([each])
+            return
+        for (exchange, _, _), answer in zip(steps, answers, strict=True):
+            exchange.succeed(answer)
 
     def refuse(self, exchange: Exchange) -> None:
         """Answer a request that found its model's queue full, together with others like it."""
@@ -104,12 +179,12 @@ class Exchange:
         "_on_answer",
         "_prepared",
         "_request_id",
-        "_session_id",
         "_started",
         "_step",
         "keep_alive",
         "refused_by",
         "response_complete",
+        "session_id",
     )
 
     # The names are those that uvicorn looks for in a request under way. Nobody waits for the event.
@@ -119,7 +194,7 @@ class Exchange:
     def __init__(self, direct: DirectSteps, on_answer: OnAnswer) -> None:
         self._direct = direct
         self._on_answer = on_answer
-        self._request_id = self._session_id = ""
+        self._request_id = self.session_id = ""
         self._started = 0.0
         self._prepared: Prepared | None = None
         self._step: Step | None = None
@@ -145,31 +220,50 @@ class Exchange:
         session = context.sessions.at_hand(session_id, TENANT)
         if session is None:
             return False
-        full = session.engine.full
-        if not full:
+        room = direct.has_room(session.engine)
+        if room:
             try:
-                request = _read(body)
+                request = _decode(body)
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 return False
-        self._session_id, self._request_id = session_id, request_id
+        self.session_id, self._request_id = session_id, request_id
         self._started = time.monotonic()
         self._step = None
         self.response_complete = False
-        if full:
+        if room:
+            direct.begin(self, session, request)
+        else:
             self.refused_by = session.engine
             direct.refuse(self)
-            return True
+        return True
+
+    def prepare(self, session: Session, request: StepsRequest) -> None:
+        """Check the request by itself and put its step on its way."""
+        if self.response_complete:
+            return
         try:
-            prepared = self._prepared = prepare(
-                context, session, request.inputs, request.parameters, request.timeout_s
-            )
-            self._step = context.sessions.begin(
-                session, prepared.chunk, prepared.wanted, request.seq, self._ended
+            prepared = prepare(
+                self._direct.context, session, request.inputs, request.parameters, request.timeout_s
             )
         except Exception as error:
-            # Of the parser's callbacks none may raise: it would take that for a fault of the request.
-            self._fail(error)
-        return True
+            self.fail(error)
+        else:
+            self.start(session, request, prepared)
+
+    def start(self, session: Session, request: StepsRequest, prepared: Prepared) -> None:
+        """Put the step on its way, unless the caller left."""
+        if self.response_complete:
+            return
+        self._prepared = prepared
+        try:
+            self._step = self._direct.context.sessions.begin(
+                session, prepared.chunk, prepared.wanted, request.seq, self._ended
+            )
+        except Overloaded:
+            self.refused_by = session.engine
+            self._direct.refuse(self)
+        except Exception as error:
+            self.fail(error)
 
     def leave(self) -> None:
         """The caller left."""
@@ -183,14 +277,19 @@ class Exchange:
 
     def _ended(self, outcome: Applied | Exception) -> None:
         if isinstance(outcome, Exception):
-            self._fail(outcome)
+            self.fail(outcome)
             return
         assert self._prepared is not None
+        self._direct.answer(self, self._prepared, outcome)
+
+    def succeed(self, answer: StepsAnswer) -> None:
+        """Answer with what was applied, unless the caller left."""
+        if self.response_complete:
+            return
         try:
-            body = _write(steps_answer(self._session_id, self._prepared, outcome))
+            body = _write(answer)
         except Exception as error:
-            # A fault of ours; the caller gets an answer all the same.
-            self._fail(error)
+            self.fail(error)
             return
         seconds = time.monotonic() - self._started
         if self._direct.succeeded.count(seconds):
@@ -200,9 +299,12 @@ class Exchange:
         self.response_complete = True
         self._on_answer(200, self._request_id, _JSON, body)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Answer with an error, unless the caller left."""
+        if self.response_complete:
+            return
         if not isinstance(error, ServiceError):
-            data = {"request_id": self._request_id, "session": self._session_id}
+            data = {"request_id": self._request_id, "session": self.session_id}
             log.error("steps failed", exc_info=error, extra={"data": data})
             error = http.fault()
         self._direct.context.metrics.rejected.labels(error.code).inc()
@@ -227,6 +329,6 @@ class Exchange:
             self._tell(status, seconds)
 
     def _tell(self, status: int, seconds: float) -> None:
-        path = f"/v1/sessions/{self._session_id}/steps"
-        ids = {"request_id": self._request_id, "session": self._session_id}
+        path = f"/v1/sessions/{self.session_id}/steps"
+        ids = {"request_id": self._request_id, "session": self.session_id}
         self._direct.requests.tell("POST", status, seconds, path, **ids)

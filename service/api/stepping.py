@@ -11,7 +11,7 @@ import numpy as np
 
 from service import logs
 from service.api.context import TENANT, Context
-from service.api.schema import SessionAnswer, SessionOptions, StepOf, StepsAnswer
+from service.api.schema import SessionAnswer, SessionOptions, StepOf, StepsAnswer, StepsRequest
 from service.errors import Invalid, ServiceError
 from service.repository import Served
 from service.sessions.session import Chunk, Session, checked_id
@@ -87,7 +87,7 @@ def prepare(
 
 
 def prepare_together(
-    context: Context, session: Session, steps: Sequence[StepOf], timeout_s: float | None
+    context: Context, session: Session, steps: Sequence[StepOf | StepsRequest], timeout_s: float | None
 ) -> list[Prepared] | None:
     """Prepare steps of several sessions of one model at once, in a fifth of the time of one by one.
 

@@ -146,9 +146,9 @@ class Engine:
         return len(self._in_flight)
 
     @property
-    def full(self) -> bool:
-        """Whether a step that came now would be refused."""
-        return self._closing or len(self._in_flight) >= self._room
+    def room(self) -> int:
+        """How many more steps are let in now, as far as their number decides."""
+        return 0 if self._closing else max(0, self._room - len(self._in_flight))
 
     @property
     def wait_s(self) -> float:

@@ -269,7 +269,7 @@ async def test_an_unexpected_error_before_the_step_is_an_answer_too(
     def fail(*_: Any) -> Any:
         raise RuntimeError("cannot read")
 
-    monkeypatch.setattr(type(task), "chunk", fail)
+    monkeypatch.setattr(type(task), "check", fail)
     status, _, problem = await exchanged(running, request(step(1.0, 1)))
     assert (status, problem["code"]) == (500, "internal")
     monkeypatch.undo()
@@ -476,3 +476,84 @@ async def test_a_connection_closes_after_a_known_head_when_the_server_does(
     assert (body["seq"], head["connection"]) == (2, "close")
     assert await connection.ended()
     connection.writer.close()
+
+
+# Requests of one turn of the event loop are prepared together, and steps of one batch answered together.
+
+
+async def all_at_once(running: Running, bodies: dict[str, Any]) -> dict[str, tuple[int, Any]]:
+    """Answers of sessions whose requests are there at the same time."""
+    connections = {name: await connected(running) for name in bodies}
+    for name, connection in connections.items():
+        connection.writer.write(request(bodies[name], f"/v1/sessions/{name}/steps"))
+    answers = {}
+    for name, connection in connections.items():
+        status, _, body = await connection.answer()
+        answers[name] = (status, body)
+        connection.writer.close()
+    return answers
+
+
+async def test_requests_that_come_together_are_answered_each_by_itself(running: Running) -> None:
+    names = [f"s{number}" for number in range(6)]
+    await opened(running, *names, "wrong", "busy", "soon", "retry")
+    answer = await running.http.put("/v1/sessions/plan", json={"model": "weekend-planner"})
+    assert answer.status_code == 201
+    await all_at_once(running, {"retry": step(5.0, 1)})
+    bodies: dict[str, Any] = {name: step(float(number)) for number, name in enumerate(names)}
+    bodies |= {
+        "wrong": {"inputs": ["one"]},
+        "busy": step(1.0, 9),
+        "soon": step(2.0) | {"timeout_s": 20},
+        "retry": step(5.0, 1),
+        "plan": {"inputs": ["sunny"]},
+    }
+    for turn in (1, 2):
+        answers = await all_at_once(running, bodies)
+        for number, name in enumerate(names):
+            assert answers[name][0] == 200
+            assert answers[name][1]["session"] == name
+            assert answers[name][1]["results"] == [{"total": float(number * turn)}]
+        assert (answers["wrong"][0], answers["wrong"][1]["path"]) == (422, "$.inputs[0]")
+        assert (answers["busy"][0], answers["busy"][1]["expected"]) == (409, 1)
+        assert answers["soon"][1]["results"] == [{"total": 2.0 * turn}]
+        assert answers["retry"][1] == {
+            "session": "retry",
+            "first": 1,
+            "seq": 1,
+            "duplicate": True,
+            "results": [{"total": 5.0}],
+        }
+        assert answers["plan"][1]["results"][0].keys() == {"label", "score"}
+
+
+async def test_steps_of_a_batch_with_several_inputs_and_parameters(running: Running) -> None:
+    names = ["one", "two", "three"]
+    for name in names:
+        await running.http.put(f"/v1/sessions/{name}", json={"model": "weekend-planner"})
+    inputs = {"one": ["sunny"], "two": ["rainy", "sunny"], "three": ["sunny"]}
+    bodies: dict[str, Any] = {name: {"inputs": each} for name, each in inputs.items()}
+    bodies["three"]["parameters"] = {"top_k": 2}
+    answers = await all_at_once(running, bodies)
+    assert [len(answers[name][1]["results"]) for name in names] == [1, 2, 1]
+    assert answers["one"][1]["results"][0] == answers["three"][1]["results"][0][0]
+    assert len(answers["three"][1]["results"][0]) == 2
+
+
+async def test_one_that_cannot_be_answered_leaves_the_others_alone(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await opened(running, "a", "b", "c")
+    task = running.context.repository.get(MODEL).task
+    original = type(task).answers
+
+    def fail(self: Any, inputs: Any, *arguments: Any) -> Any:
+        if 13.0 in inputs:
+            raise RuntimeError("no answer")
+        return original(self, inputs, *arguments)
+
+    monkeypatch.setattr(type(task), "answers", fail)
+    bodies = {"a": step(1.0), "b": step(13.0), "c": step(3.0)}
+    answers = await all_at_once(running, bodies)
+    assert [answers[name][0] for name in bodies] == [200, 500, 200]
+    assert answers["c"][1]["results"] == [{"total": 3.0}]

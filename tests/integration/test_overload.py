@@ -160,3 +160,20 @@ async def test_every_way_in_is_refused_with_a_time_to_come_back(serve: Serve) ->
         running.gate(MODEL).open()
         assert (await first.answer())[0] == 200
         first.writer.close()
+
+
+async def test_of_those_that_come_at_once_as_many_are_let_in_as_there_is_room_for(
+    serve: Serve,
+) -> None:
+    async with serve(max_pending=2) as running:
+        clients = [await Client.opened(running, f"s{number}") for number in range(6)]
+        gate = running.gate(MODEL)
+        gate.shut()
+        for client in clients:
+            client.send(step(1.0))
+        await gate.arrival()
+        gate.open()
+        statuses = [(await client.answer())[0] for client in clients]
+        assert sorted(statuses) == [200] * 2 + [503] * 4
+        for client in clients:
+            client.writer.close()

@@ -46,7 +46,7 @@ class Queue:
 
     def fill(self) -> int:
         """Queue until there is no room; returns how many there are then."""
-        while not self.engine.full:
+        while self.engine.room:
             self.put()
         return self.engine.pending
 
