@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.nodes import Nodes
+from service.engine.nodes import Nodes, parsed
 
 if TYPE_CHECKING:
     import onnx
@@ -32,7 +32,7 @@ def step_cells(model: bytes) -> bytes | None:
     """
     import onnx
 
-    proto = onnx.load_from_string(model)
+    proto = parsed(model)
     constants = _constants(proto.graph)
     before = [onnx.NodeProto.FromString(node.SerializeToString()) for node in proto.graph.node]
     del proto.graph.node[:]

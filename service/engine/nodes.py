@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from service.contract import ContractError
+
 if TYPE_CHECKING:
     import onnx
 
@@ -17,6 +19,21 @@ PREFIX = "seqserve."
 
 # Of graphs made from nothing.
 _OPSET, _IR_VERSION = 21, 10
+
+
+def parsed(model: bytes) -> onnx.ModelProto:
+    """A model to be added to.
+
+    Raises:
+        ContractError: The bytes are no model.
+    """
+    import onnx
+
+    try:
+        return onnx.load_from_string(model)
+    except Exception as error:
+        # Of the library that reads the format, by no name that onnx exports.
+        raise ContractError(f"the graph cannot be read: {error}") from error
 
 
 def empty(name: str) -> tuple[Nodes, onnx.ModelProto]:

@@ -39,10 +39,11 @@ def load(
         return Graph(model, config, device, threads, gpu)
     try:
         return BoundGraph(model, config, device, threads, gpu, cells=device == "cuda")
-    except ImportError as error:
+    except (ContractError, ImportError) as error:
         if device != "cpu":
-            raise ContractError(f"{device} needs a package: {error}") from error
-        log.info("model %s would step faster with the package onnx installed", config.name)
+            raise ContractError(f"states cannot be kept on {device}: {error}") from error
+        # No onnx; or an operator set too old for what is added. A graph that is no good says so below.
+        log.info("model %s keeps its states on the host: %s", config.name, error)
         return Graph(model, config, device, threads, gpu)
 
 

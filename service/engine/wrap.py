@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.contract import DType, ModelConfig, StateTensor
-from service.engine.nodes import Nodes, empty
+from service.engine.nodes import Nodes, empty, parsed
 
 if TYPE_CHECKING:
     import onnx
@@ -63,7 +63,7 @@ def step_graph(model: bytes, config: ModelConfig) -> bytes:
     """
     import onnx
 
-    proto = onnx.load_from_string(model)
+    proto = parsed(model)
     nodes = Nodes(proto.graph)
     rings = {s.input_name: ring for s in config.state if (ring := _ring(proto.graph, s))}
     for ring in rings.values():
