@@ -10,6 +10,7 @@ import resource
 import shlex
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -138,6 +139,7 @@ def _circumstances(bench: Bench) -> dict[str, Any]:
         "rounds": bench.rounds,
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
+        "optimised": "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS")),
         "versions": {d.name: d.version for d in distributions() if d.name in _PACKAGES},
         "commit": commit.stdout.strip(),
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),

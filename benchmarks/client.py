@@ -84,6 +84,11 @@ class Run:
         )
 
     @property
+    def refused(self) -> int:
+        """Answers that say no, warm-up included."""
+        return sum(reply[4][9:12] != b"200" for reply in self.replies)
+
+    @property
     def client_us(self) -> float:
         """CPU time of the client for each request."""
         return self.client_cpu_s / max(1, len(self.replies)) * 1e6

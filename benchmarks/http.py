@@ -67,6 +67,7 @@ def steps(bench: Bench, server: Server, model: Model, count: int, size: int = 1)
         "steps_s": run.rate() * size,
         "server_cpu_us": cpu / total * 1e6,
         "client_cpu_us": run.client_us / size,
+        "refused": run.refused,
     } | percentiles(run.latencies())
 
 

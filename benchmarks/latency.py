@@ -42,6 +42,7 @@ def measure(bench: Bench) -> list[Row]:
                             "peak_steps_s": peak,
                             "due_steps_s": share * peak,
                             "steps_s": run.rate(),
+                            "refused": run.refused,
                             "lost": run.asked - len(run.replies),
                             "tail": found["p99_ms"] / found["p50_ms"],
                         }

@@ -25,6 +25,7 @@ _WIRE: tuple[Column, ...] = (
     ("by CPU", "raw_cpu_ratio", ".2f"),
     ("server CPU µs", "server_cpu_us", ",.0f"),
     ("client CPU µs", "client_cpu_us", ",.1f"),
+    ("refused", "refused", ","),
 )
 
 
@@ -36,11 +37,12 @@ def render(results: Sequence[Result]) -> str:
 
 def _section(result: Result) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in sorted(result["versions"].items()))
+    built = f"built {'with' if result['optimised'] else 'without'} profile-guided optimisation"
     parts = result["parts"]
     head = f"""## {result["device"]}: {result["cpu"]}, {result["cores"]} cores
 
 {result["date"]}, commit `{result["commit"]}`, `{result["command"]}`, {result["took_s"]} s.
-Load of the machine before: {result["load"]}. Python {result["python"]}, {versions}.
+Load of the machine before: {result["load"]}. Python {result["python"]}, {built}; {versions}.
 
 The server has core {result["server_core"]}, the client core {result["client_core"]}. What is compared took turns; each
 figure is the median of {result["rounds"]}. CPU is that of the server's process for one step, all threads; on a machine
@@ -96,7 +98,8 @@ sessions, so that every batch is full, and with N, so that the engine waits for 
 def _http(rows: Rows, device: str) -> str:
     return f"""### HTTP
 
-One connection a session, the next request when the last is answered. *plain FastAPI*: benchmarks/plain.py.
+One connection a session, the next request when the last is answered or refused: more sessions than the service lets
+wait are told to come again later. *plain FastAPI*: benchmarks/plain.py.
 
 {_rows(_WIRE, rows)}
 
@@ -123,7 +126,8 @@ def _latency(rows: Rows, device: str) -> str:
         ("p50 ms", "p50_ms", ".2f"),
         ("p99 ms", "p99_ms", ".2f"),
         ("p99 / p50", "tail", ".2f"),
-        ("lost", "lost", ""),
+        ("refused", "refused", ","),
+        ("lost", "lost", ","),
     )
     return f"""### Latency over load
 
