@@ -351,5 +351,16 @@ def reference_logits(tokens: list[int]) -> np.ndarray:
     return np.array(logits)
 
 
+def reference_outputs(logits: np.ndarray) -> dict[str, np.ndarray]:
+    """What the graph of a language model gives for logits (T, V)."""
+    order = np.argsort(-logits, axis=1)[:, :TOP_K]
+    return {
+        "logits": logits,
+        "top_indices": order,
+        "top_scores": np.take_along_axis(logits, order, axis=1),
+        "logsumexp": np.log(np.exp(logits).sum(axis=1)),
+    }
+
+
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-x))
