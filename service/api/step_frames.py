@@ -128,6 +128,12 @@ class Steps:
 
     def _begin_together(self, found: list[tuple[int, Session]]) -> None:
         """Begin steps of one model."""
+        try:
+            self._context.admit()
+        except ServiceError as error:
+            for number, _ in found:
+                self._fail(number, error)
+            return
         steps = [self._frame.steps[number] for number, _ in found]
         prepared: Sequence[Prepared | None] | None = None
         if len(found) > 1:
@@ -148,7 +154,6 @@ class Steps:
     ) -> None:
         context = self._context
         try:
-            context.admit()
             if prepared is None:
                 prepared = prepare(
                     context, session, each.inputs, each.parameters, self._frame.timeout_s

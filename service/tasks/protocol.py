@@ -97,7 +97,12 @@ def chunk_of(task: Task, values: Sequence[Any], path: str, parameters: Parameter
 def chunk_of_steps(arrays: Mapping[str, npt.NDArray[Any]], parameters: Parameters) -> Chunk:
     """A chunk of inputs that are one time step each: input name to (T, *shape)."""
     length = len(next(iter(arrays.values())))
-    ends = _POSITIONS[:length] if length <= len(_POSITIONS) else np.arange(length)
+    if length == 1:
+        ends = _FIRST
+    elif length <= len(_POSITIONS):
+        ends = _POSITIONS[:length]
+    else:
+        ends = np.arange(length)
     return Chunk(arrays, ends, parameters.encoded())
 
 
