@@ -147,10 +147,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _load(context: Context) -> None:
-    await context.repository.load()
-    # What is loaded stays. Walking through it again and again makes every hundredth answer take twice as long.
-    gc.freeze()
-    gc.enable()
+    try:
+        await context.repository.load()
+    finally:
+        # What is loaded stays. Walking through it again and again makes every hundredth answer take twice as long.
+        gc.freeze()
+        gc.enable()
 
 
 async def _sweep(context: Context) -> None:
