@@ -69,7 +69,8 @@ class DirectSteps:
 
     def has_room(self, engine: Engine) -> bool:
         """Whether a step would be let in, behind those that were read in this turn of the event loop."""
-        return engine.room > len(self._read.get(engine, ()))
+        read = self._read
+        return engine.room > (len(read[engine]) if engine in read else 0)
 
     def begin(self, exchange: Exchange, session: Session, request: StepsRequest) -> None:
         """Begin a step together with all others that are read in this turn of the event loop."""

@@ -35,72 +35,70 @@ class JoinedWrites(asyncio.Transport):
     Args:
         transport: Where it goes then.
         loop: The event loop.
+
+    Attributes:
+        transport: The same.
+        kept: What was written in this turn.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
-        self._transport = transport
+        self.transport = transport
         self._loop = loop
-        self._kept: list[Any] = []
+        self.kept: list[Any] = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """See `asyncio.WriteTransport.write`."""
-        if not self._kept:
+        if not self.kept:
             self._loop.call_soon(self._flush)
-        self._kept.append(data)
-
-    def write_now(self, data: bytes) -> None:
-        """Write what is all there will be in this turn."""
-        if self._kept:
-            self._flush()
-        self._transport.write(data)
+        self.kept.append(data)
 
     def _flush(self) -> None:
-        if self._kept:
-            kept, self._kept = self._kept, []
-            self._transport.write(kept[0] if len(kept) == 1 else b"".join(kept))
+        if self.kept:
+            kept, self.kept = self.kept, []
+            self.transport.write(kept[0] if len(kept) == 1 else b"".join(kept))
 
     def close(self) -> None:
         """See `asyncio.BaseTransport.close`."""
         self._flush()
-        self._transport.close()
+        self.transport.close()
 
     def abort(self) -> None:
         """See `asyncio.WriteTransport.abort`."""
-        self._kept.clear()
-        self._transport.abort()
+        self.kept.clear()
+        self.transport.abort()
 
     def is_closing(self) -> bool:
         """See `asyncio.BaseTransport.is_closing`."""
-        return self._transport.is_closing()
+        return self.transport.is_closing()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """See `asyncio.BaseTransport.get_extra_info`."""
-        return self._transport.get_extra_info(name, default)
+        return self.transport.get_extra_info(name, default)
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """See `asyncio.BaseTransport.set_protocol`."""
-        self._transport.set_protocol(protocol)
+        self.transport.set_protocol(protocol)
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """See `asyncio.BaseTransport.get_protocol`."""
-        return self._transport.get_protocol()
+        return self.transport.get_protocol()
 
     def pause_reading(self) -> None:
         """See `asyncio.ReadTransport.pause_reading`."""
-        self._transport.pause_reading()
+        self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """See `asyncio.ReadTransport.resume_reading`."""
-        self._transport.resume_reading()
+        self.transport.resume_reading()
 
     def is_reading(self) -> bool:
         """See `asyncio.ReadTransport.is_reading`."""
-        return self._transport.is_reading()
+        return self.transport.is_reading()
 
     def get_write_buffer_size(self) -> int:
         """See `asyncio.WriteTransport.get_write_buffer_size`."""
-        return self._transport.get_write_buffer_size() + sum(map(len, self._kept))
+        return self.transport.get_write_buffer_size() + sum(map(len, self.kept))
 
 
 class _Head(NamedTuple):
@@ -233,9 +231,7 @@ class HttpProtocol(HttpToolsProtocol):
         problem = http.Problem(error)
         identifier = new_request_id()
         body = problem.body(identifier)
-        self.transport.write(
-            _response(problem.status, identifier, problem.fields, body, keep_alive=False)
-        )
+        self.transport.write(_response(problem.status, identifier, problem.fields, body, False))
         self.transport.close()
 
     # Requests.
@@ -354,11 +350,16 @@ class HttpProtocol(HttpToolsProtocol):
     def _answer(self, status: int, request_id: str, fields: str, body: bytes) -> None:
         """Write the response of the exchange."""
         joined = self._joined
-        if joined.is_closing():
+        transport = joined.transport
+        if transport.is_closing():
             return
         assert self._exchange is not None
         keep_alive = self._exchange.keep_alive
-        joined.write_now(_response(status, request_id, fields, body, keep_alive=keep_alive))
+        data = _response(status, request_id, fields, body, keep_alive)
+        if joined.kept:
+            joined.write(data)
+        else:
+            transport.write(data)
         if not keep_alive:
             joined.close()
         elif self.pipeline or self.flow.read_paused:
@@ -382,7 +383,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._start_asgi_task(cycle, app)
 
 
-def _response(status: int, request_id: str, fields: str, body: bytes, *, keep_alive: bool) -> bytes:
+def _response(status: int, request_id: str, fields: str, body: bytes, keep_alive: bool) -> bytes:
     start = _OK if status == 200 else STATUS_LINE[status].decode()
     end = "" if keep_alive else "connection: close\r\n"
     head = f"{start}content-length: {len(body)}\r\n{fields}{end}x-request-id: {request_id}\r\n\r\n"

@@ -147,8 +147,8 @@ class Engine:
 
     @property
     def room(self) -> int:
-        """How many more steps are let in now, as far as their number decides."""
-        return 0 if self._closing else max(0, self._room - len(self._in_flight))
+        """How many more steps are let in now, as far as their number decides; none if below 1."""
+        return 0 if self._closing else self._room - len(self._in_flight)
 
     @property
     def wait_s(self) -> float:

@@ -46,7 +46,7 @@ class Queue:
 
     def fill(self) -> int:
         """Queue until there is no room; returns how many there are then."""
-        while self.engine.room:
+        while self.engine.room > 0:
             self.put()
         return self.engine.pending
 
