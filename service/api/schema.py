@@ -22,7 +22,9 @@ Seq = Annotated[
 Version = Annotated[int, Meta(ge=1, description="The newest that serves, if left out.")]
 Share = Annotated[
     Priority,
-    Meta(description="While there is more to do than can be done, four times the share of the one below."),
+    Meta(
+        description="While there is more to do than can be done, four times the share of the one below."
+    ),
 ]
 Inputs = Annotated[list[Any], Meta(description="Inputs, as the model's task takes them.")]
 

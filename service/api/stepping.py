@@ -87,7 +87,10 @@ def prepare(
 
 
 def prepare_together(
-    context: Context, session: Session, steps: Sequence[StepOf | StepsRequest], timeout_s: float | None
+    context: Context,
+    session: Session,
+    steps: Sequence[StepOf | StepsRequest],
+    timeout_s: float | None,
 ) -> list[Prepared] | None:
     """Prepare steps of several sessions of one model at once, in a fifth of the time of one by one.
 
