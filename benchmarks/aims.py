@@ -146,7 +146,7 @@ def _resident(parts: Parts) -> Iterator[Aim]:
 
 def _overload(parts: Parts) -> Iterator[Aim]:
     for row in parts["overload"]:
-        where = f"{row['times']}x overload, {row['seconds']:g} s, {row['steps']} steps a request"
+        where = f"{row['times']}x overload, {row['seconds']:g} s, requests of {row['steps']}"
         yield Aim(f"{where}: accepted steps/s over peak", row["good_ratio"], 0.9)
         yield Aim(
             f"{where}: p99 of the accepted over that at 80 % load", row["p99_ratio"], 2, most=True

@@ -37,7 +37,7 @@ def _throughput(rows: list[dict[str, Any]], axes: Any) -> None:
     for axis, label in zip(axes, ("steps/s", "µs of CPU a step"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="sessions, one step a request", ylabel=label)
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    axes[1].legend()
 
 
 def _latency(rows: list[dict[str, Any]], axes: Any) -> None:
@@ -62,10 +62,10 @@ def _latency(rows: list[dict[str, Any]], axes: Any) -> None:
 def _overload(rows: list[dict[str, Any]], axes: Any) -> None:
     kinds = ("peak", "due", "good")
     for place, row in enumerate(rows):
-        label = f"{row['steps']} steps a request"
+        label = f"steps a request: {row['steps']}"
         at = [number + 0.4 * place for number in range(len(kinds))]
         axes[0].bar(at, [row[f"{kind}_steps_s"] for kind in kinds], width=0.4, label=label)
         axes[1].plot([size / 2**20 for size in row["resident_bytes"]], label=label)
     axes[0].set(ylabel="steps/s", xticks=range(len(kinds)), xticklabels=("peak", "due", "accepted"))
     axes[1].set(xlabel="s", ylabel="resident memory, MiB", ylim=(0, None))
-    axes[0].legend()
+    axes[1].legend()

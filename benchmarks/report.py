@@ -206,7 +206,7 @@ def _one_overload(row: dict[str, Any]) -> str:
         ("resident memory before", _mebibytes(row["resident_before_bytes"])),
         ("most resident memory", _mebibytes(max(row["resident_bytes"]))),
     ]
-    return _table((f"{row['seconds']:g} s, {row['steps']} steps a request", ""), lines)
+    return _table((f"{row['seconds']:g} s, steps a request: {row['steps']}", ""), lines)
 
 
 def _speed(figures: dict[str, float], prefix: str) -> str:
