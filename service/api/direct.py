@@ -295,10 +295,7 @@ class Exchange:
         seconds = time.monotonic() - self._started
         if self._direct.succeeded.count(seconds):
             self._tell(200, seconds)
-        # Before it is written: with the answer the next request may begin.
-        self._prepared = None
-        self.response_complete = True
-        self._on_answer(200, self._request_id, _JSON, body)
+        self._send(200, _JSON, body)
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, unless the caller left."""
@@ -319,10 +316,17 @@ class Exchange:
         self._reject(problem)
 
     def _reject(self, problem: http.Problem) -> None:
+        self._send(problem.status, problem.fields, problem.body(self._request_id))
+
+    def _send(self, status: int, fields: str, body: bytes) -> None:
+        # Before it is written: with the answer the next request may begin.
         self._prepared = None
         self.response_complete = True
-        body = problem.body(self._request_id)
-        self._on_answer(problem.status, self._request_id, problem.fields, body)
+        try:
+            self._on_answer(status, self._request_id, fields, body)
+        except Exception:
+            # A fault of ours; those that are answered together with it are to get theirs.
+            log.exception("an answer could not be written")
 
     def _record(self, status: int) -> None:
         seconds = time.monotonic() - self._started
