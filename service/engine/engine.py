@@ -408,6 +408,7 @@ class Engine:
         self._metrics.batch_fill.observe(tokens / (len(batch.works) * batch.time))
         taken = self._clock() - started
         self._metrics.run_seconds.observe(taken)
+        self._scheduler.ran(batch, taken)
         if batch.time == 1:
             self._patience.ran(len(batch.works), taken)
             self._learn_room()

@@ -3,10 +3,12 @@
 Work waits in one queue per size class of its next chunk: lengths 1, 2, 3-4, 5-8, ... up to the longest chunk. The
 class whose first work is due soonest runs next, with as much of that class as fits. Rows of one batch so differ in
 length by less than two to one, and padding is less than half of any batch. Work that is not finished queues again
-behind everything of its flow that waits, so a long input cannot hold up single steps.
+behind everything of its flow that waits, so a long input cannot hold up single steps; and while there are any, its
+chunks are no longer than what a few batches of them take.
 
 Flows share the model by start-time fair queueing (Goyal, Vin and Cheng 1996): work begins at the virtual time at
-which its flow has had its share, and what begins soonest is due soonest. In one flow that is the order of arrival.
+which its flow has had its share, and what begins soonest is due soonest. In one flow that is the order of arrival. What
+is shared is the model's time, as measured.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Flow:
     Attributes:
         tenant: Whose it is.
         kind: `session` for steps of sessions, `once` for whole inputs: neither can crowd out the other.
-        weight: Share of its time steps, relative to the others'.
+        weight: Share of the model's time, relative to the others'.
     """
 
     tenant: str = ""
@@ -124,6 +126,21 @@ _Queues = dict[Flow, _Queue]
 
 _FLOWS = 1024
 
+_NEW = 0.2
+"""Weight of a new measurement in a moving average."""
+
+_DELAY = 2.0
+"""How many batches of single steps a chunk may take while there are single steps."""
+
+_RECENT = 2
+"""Batches of longer chunks after which single steps are not reckoned with any more."""
+
+_UNKNOWN_S = 1e-4
+"""Seconds of the model for a time step of a row, before one was seen."""
+
+_SHORTEST = 4
+"""Time steps of a chunk that is not made shorter for them."""
+
 
 class Scheduler:
     """Queues of waiting work.
@@ -142,6 +159,12 @@ class Scheduler:
         # Virtual time, and at which each flow has had what it asked for so far.
         self._now = 0.0
         self._served: dict[Flow, float] = {}
+        # Seconds of the model for one time step of one row, by size class.
+        self._token_s: dict[int, float] = {}
+        # Seconds of the last batch of single steps, how many others ran since, and those of a time step of these.
+        self._single_s = 0.0
+        self._since_single = _RECENT
+        self._step_s = 0.0
 
     def __len__(self) -> int:
         return self._waiting
@@ -163,9 +186,11 @@ class Scheduler:
         if start < self._now:
             start = self._now
         work.start = start
-        self._served[flow] = start + length / flow.weight
         # 0 for 1, 1 for 2, 2 for 3-4, 3 for 5-8, ...
         size_class = (length - 1).bit_length()
+        self._served[flow] = (
+            start + length * self._token_s.get(size_class, _UNKNOWN_S) / flow.weight
+        )
         try:
             self._classes[size_class][flow].append(work)
         except KeyError:
@@ -213,6 +238,27 @@ class Scheduler:
                 return Decision(batch, tuple(cancelled), tuple(late))
         return Decision(None, tuple(cancelled), tuple(late))
 
+    def ran(self, batch: Batch, seconds: float) -> None:
+        """Learn from a batch that ran in so many seconds."""
+        size_class = (batch.time - 1).bit_length()
+        token_s = seconds / (len(batch.works) * batch.time)
+        known = self._token_s.get(size_class, token_s)
+        self._token_s[size_class] = known + _NEW * (token_s - known)
+        if batch.time == 1:
+            self._single_s, self._since_single = seconds, 0
+        else:
+            step_s = seconds / batch.time
+            self._step_s += (_NEW if self._step_s else 1.0) * (step_s - self._step_s)
+            self._since_single += 1
+
+    def _longest_now(self) -> int:
+        """Time steps that a chunk may have. Where shapes are fixed, so are the cuts of an input."""
+        if self._shapes or not self._step_s or not self._single_s:
+            return self._longest
+        if self._since_single >= _RECENT and not self._classes.get(0):
+            return self._longest
+        return max(_SHORTEST, int(_DELAY * self._single_s / self._step_s))
+
     def _first(self, size_class: int) -> float:
         """When the first work of a class is due."""
         return min([queue[0].start for queue in self._classes[size_class].values()])
@@ -247,7 +293,10 @@ class Scheduler:
             del queues[flow]
         if not works:
             return None
-        lengths = tuple([work.chunk for work in works]) if longest > 1 else (1,) * len(works)
+        if longest == 1:
+            return Batch(tuple(works), (1,) * len(works), 1)
+        most_steps = self._longest_now()
+        lengths = tuple([min(work.chunk, most_steps) for work in works])
         return Batch(tuple(works), lengths, max(lengths))
 
     def _forget(self) -> None:

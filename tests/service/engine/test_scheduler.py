@@ -171,3 +171,55 @@ def test_a_batch_has_no_more_rows_than_its_largest_shape() -> None:
     scheduler = Scheduler(LIMITS, shapes)
     scheduler.extend([*(work() for _ in range(4)), work(2), work(2)])
     assert [batch(scheduler).lengths for _ in range(4)] == [(1, 1, 1), (1,), (2,), (2,)]
+
+
+def test_shares_are_of_the_time_that_the_model_was_seen_to_take() -> None:
+    limits = Batching(max_batch_size=1, max_chunk_length=8, max_batch_tokens=16)
+    long, single = Flow("", "once"), Flow("", "session")
+    scheduler = Scheduler(limits, Shapes({1: [1], 2: [1], 4: [1], 8: [1]}))
+    spent = {long: 0.0, single: 0.0}
+
+    def run(batch: Batch) -> None:
+        # A time step of a long text takes five times as long as one of a batch of many.
+        seconds = 5.0 * batch.time if batch.time > 1 else 1.0
+        scheduler.ran(batch, seconds)
+        for each in batch.works:
+            spent[each.flow] += seconds
+
+    for flow, length in ((long, 8), (single, 1)):
+        scheduler.add(of(flow, length))
+        run(batch(scheduler))
+    scheduler.extend([of(long, 8) for _ in range(20)] + [of(single) for _ in range(800)])
+    for _ in range(300):
+        run(batch(scheduler))
+    # Within two chunks of the long ones.
+    assert spent[long] == pytest.approx(spent[single], abs=80)
+
+
+def test_a_chunk_is_no_longer_than_some_batches_of_single_steps_while_there_are_any() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.ran(Batch((work(8),), (8,), 8), 8.0)
+    scheduler.ran(Batch((work(),), (1,), 1), 2.0)
+    long = work(8)
+    scheduler.add(long)
+    assert batch(scheduler).lengths == (4,)
+    long.done = 4
+    scheduler.add(long)
+    assert batch(scheduler).lengths == (4,)
+
+
+def test_without_single_steps_chunks_are_as_long_as_they_may_be() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.ran(Batch((work(),), (1,), 1), 1.0)
+    for _ in range(3):
+        scheduler.ran(Batch((work(8),), (8,), 8), 8.0)
+    scheduler.add(work(8))
+    assert batch(scheduler).lengths == (8,)
+
+
+def test_fixed_shapes_keep_the_cuts_of_an_input() -> None:
+    scheduler = Scheduler(LIMITS, Shapes({1: [1], 2: [1], 4: [1], 8: [1]}))
+    scheduler.ran(Batch((work(8),), (8,), 8), 8.0)
+    scheduler.ran(Batch((work(),), (1,), 1), 1.0)
+    scheduler.add(work(8))
+    assert batch(scheduler).lengths == (8,)
