@@ -160,7 +160,8 @@ def play(port: int, found: Sequence[Player], size: int, ahead: int, seconds: flo
             else:
                 ahead -= 1
         cpu = time.thread_time() - cpu
-    # A tape may be at its end before the time is.
+    # A tape may be at its end before the time is, or before it begins.
+    begin = min(begin, frames[-1].sent)
     return Played(frames, begin, min(max(end, _first(frames, begin)), frames[-1].answered), cpu)
 
 

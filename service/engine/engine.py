@@ -42,6 +42,9 @@ from service.metrics import EngineMetrics
 
 log = logging.getLogger(__name__)
 
+_NEW = 0.2
+"""Weight of a new measurement in a moving average."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -393,6 +396,7 @@ class Engine:
         if new:
             self._metrics.queue_seconds.observe(started - min(new))
         outcomes = self._apply_or_isolate(batch)
+        taken = self._clock() - started
         steps = 0
         for work, outcome in zip(batch.works, outcomes, strict=True):
             if outcome is None:
@@ -401,22 +405,39 @@ class Engine:
             self._ended.append((work, outcome))
             if type(outcome) is dict:
                 steps += 1
+        try:
+            self._learn(batch, steps, taken)
+        except Exception:
+            # A fault of ours; the model goes on.
+            log.exception("what a batch of model %s took is lost", self.config.name)
+
+    def _learn(self, batch: Batch, steps: int, taken: float) -> None:
+        """Count a batch, and remember what it took."""
         self._metrics.steps.inc(steps)
         tokens = sum(batch.lengths)
         self._metrics.tokens.inc(tokens)
         self._metrics.batch_size.observe(len(batch.works))
         self._metrics.batch_fill.observe(tokens / (len(batch.works) * batch.time))
-        taken = self._clock() - started
         self._metrics.run_seconds.observe(taken)
         self._scheduler.ran(batch, taken)
         if batch.time == 1:
             self._patience.ran(len(batch.works), taken)
-            self._learn_room()
+        self._learn_room(batch, taken)
 
-    def _learn_room(self) -> None:
-        """Say how many steps may be in flight: those of the running batch, of the next one, or of `max_queue_s`."""
+    def _learn_room(self, batch: Batch, seconds: float) -> None:
+        """Say how many steps may be in flight: those of the running batch, of the next one, or of `max_queue_s`.
+
+        A step counts as a row of a full batch. One of several time steps takes what its batch took for a row, where
+        that was at least half full: smaller ones say little of what many would take.
+        """
         rows = self.config.batching.max_batch_size
-        self._row_s = self._patience.times.of(rows) / rows
+        if batch.time == 1:
+            row_s = self._patience.times.of(rows) / rows
+        elif 2 * len(batch.works) >= rows:
+            row_s = seconds / len(batch.works)
+        else:
+            return
+        self._row_s += (_NEW if self._row_s else 1.0) * (row_s - self._row_s)
         in_time = self._limits.max_queue_s / self._row_s if self._row_s else math.inf
         self._room = int(min(self._limits.max_pending, max(2 * rows, in_time)))
 

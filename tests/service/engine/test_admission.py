@@ -123,3 +123,31 @@ async def test_a_step_that_would_begin_too_late_is_refused_at_once(graph: Watche
         with pytest.raises(Overloaded):
             waiting.put(timeout_s=1.9 * RUN_S)
         waiting.put(timeout_s=2.1 * RUN_S)
+
+
+async def test_steps_of_many_time_steps_take_as_long_as_they_were_seen_to(
+    graph: WatchedGraph,
+) -> None:
+    """However fast single steps are, of those that take four times as long fewer may wait."""
+    async with queue(graph, max_queue_s=12 * RUN_S) as waiting:
+        assert waiting.fill() == 12 * ROWS
+        graph.open()
+        await waiting.ended()
+
+        def pass_more_time(_: object) -> None:
+            waiting.clock.now += 4 * RUN_S
+
+        graph.before = pass_more_time
+        for _ in range(60):
+            for _ in range(ROWS):
+                slot = waiting.engine.take()
+                assert slot is not None
+                waiting.futures.append(add(waiting.engine, slot, *([1.0] * 8))[1])
+                waiting.engine.give_back(slot)
+            await waiting.ended()
+        graph.shut()
+        waiting.put()
+        await turned()
+        await graph.entered()
+        assert waiting.fill() == pytest.approx(3 * ROWS, abs=1)
+        graph.open()
