@@ -10,7 +10,6 @@ import resource
 import shlex
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -139,7 +138,7 @@ def _circumstances(bench: Bench) -> dict[str, Any]:
         "rounds": bench.rounds,
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
-        "optimised": "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS")),
+        "build": f"{platform.python_build()[1]}, {platform.python_compiler()}",
         "versions": {d.name: d.version for d in distributions() if d.name in _PACKAGES},
         "commit": commit.stdout.strip(),
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),

@@ -152,6 +152,12 @@ def _overload(parts: Parts) -> Iterator[Aim]:
             f"{where}: p99 of the accepted over that at 80 % load", row["p99_ratio"], 2, most=True
         )
         yield Aim(
+            f"{where}: the same from when they were sent, without the client's wait for a connection",
+            row["sent_p99_ms"] / row["usual_p99_ms"],
+            2,
+            most=True,
+        )
+        yield Aim(
             f"{where}: refusals that are no 429 or 503 with Retry-After",
             row["improper"],
             0,

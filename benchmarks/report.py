@@ -37,12 +37,11 @@ def render(results: Sequence[Result]) -> str:
 
 def _section(result: Result) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in sorted(result["versions"].items()))
-    built = f"built {'with' if result['optimised'] else 'without'} profile-guided optimisation"
     parts = result["parts"]
     head = f"""## {result["device"]}: {result["cpu"]}, {result["cores"]} cores
 
 {result["date"]}, commit `{result["commit"]}`, `{result["command"]}`, {result["took_s"]} s.
-Load of the machine before: {result["load"]}. Python {result["python"]}, {built}; {versions}.
+Load of the machine before: {result["load"]}. Python {result["python"]} ({result["build"]}), {versions}.
 
 The server has core {result["server_core"]}, the client core {result["client_core"]}. What is compared took turns; each
 figure is the median of {result["rounds"]}. CPU is that of the server's process for one step, all threads; on a machine
@@ -235,10 +234,15 @@ def _deterministic(found: dict[str, Any], device: str) -> str:
         ("differing answers", "differing", ","),
     )
     control = found["control"]
+    seen = (
+        "so the comparison sees them"
+        if control["differing"]
+        else "so there is nothing to avoid with these models on this machine"
+    )
     return f"""### Deterministic mode
 
 HTTP, 64 sessions. Then frames of random sessions: answers that are not bit for bit those of another session with the
-same inputs. In fast mode {control["differing"]:,} of {control["steps"]:,} differ, so the comparison sees them.
+same inputs. In fast mode {control["differing"]:,} of {control["steps"]:,} differ, {seen}.
 
 {_rows(columns, found["speed"])}
 

@@ -33,6 +33,11 @@ REFUSED_AFTER_S = 0.05
 """Those who are refused are told so together, after this time. They are to come back after a second; one that comes
 back at once would take the time of the steps that were let in, thousands of times a second. So it does twenty times."""
 
+_LONGEST_S = 1.0
+_REST = 25.0
+"""And where they are many, after so many times what it took to tell those before, up to a second: reading what is
+refused takes twice as long as refusing it, and both together are to have no more than a tenth of the time."""
+
 _TELL_EVERY_S = 1.0
 
 OnAnswer = Callable[[int, str, str, bytes], None]
@@ -63,6 +68,7 @@ class DirectSteps:
         self._read: dict[Engine, list[_Read]] = {}
         self._done: list[_Done] = []
         self._refused: list[Exchange] = []
+        self._rest_s = 0.0
         # How many since the log was told, and when that was.
         self._untold = 0
         self._told_at = -math.inf
@@ -138,10 +144,12 @@ class DirectSteps:
     def refuse(self, exchange: Exchange) -> None:
         """Answer a request that found its model's queue full, together with others like it."""
         if not self._refused:
-            asyncio.get_running_loop().call_later(REFUSED_AFTER_S, self._answer_refused)
+            wait_s = max(REFUSED_AFTER_S, min(_LONGEST_S, self._rest_s))
+            asyncio.get_running_loop().call_later(wait_s, self._answer_refused)
         self._refused.append(exchange)
 
     def _answer_refused(self) -> None:
+        began = time.monotonic()
         refused, self._refused = self._refused, []
         by: dict[Engine, list[Exchange]] = {}
         for exchange in refused:
@@ -156,6 +164,7 @@ class DirectSteps:
             for exchange in exchanges:
                 exchange.answer_refused(problem, answered)
             self._tell(len(exchanges), error)
+        self._rest_s = _REST * (time.monotonic() - began)
 
     def _tell(self, count: int, error: ServiceError) -> None:
         """Tell the log now and then: a line for each would cost more than the step."""
