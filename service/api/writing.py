@@ -97,6 +97,8 @@ class _OfSlot:
             self._deadline,
             self._on_end,
             self._flow,
+            # Its first step was let in.
+            goes_on=self._work is not None,
         )
 
     def leave(self) -> None:
@@ -132,7 +134,13 @@ class _OfSession:
         """See `Fed.feed`."""
         seq, self.seq = self.seq, None
         self._step = self._sessions.begin(
-            self._session, chunk, self._wanted, seq, self._on_end, held=True
+            self._session,
+            chunk,
+            self._wanted,
+            seq,
+            self._on_end,
+            held=True,
+            goes_on=self._step is not None,
         )
 
     def leave(self) -> None:

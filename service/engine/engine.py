@@ -219,6 +219,8 @@ class Engine:
         deadline: float,
         on_end: OnEnd,
         flow: Flow = ANY_FLOW,
+        *,
+        goes_on: bool = False,
     ) -> Work:
         """Queue a step.
 
@@ -233,6 +235,8 @@ class Engine:
                 as before, unless `work.done > 0`: then it is somewhere on the way and the slot has to be written
                 anew. The steps of one batch end in one turn of the event loop.
             flow: What the step is part of; see `Scheduler`.
+            goes_on: Whether it goes on with what was let in before, as the next token of a text does. There are no
+                more of these than were let in, and half a text helps nobody; so it is not refused for want of room.
 
         Returns:
             The work; its `cancelled` may be set at any time.
@@ -246,15 +250,17 @@ class Engine:
             break
         in_flight = self._in_flight
         there = len(in_flight)
-        if (
-            there >= self._room
-            or self._closing
-            or self._pending_tokens + length > self._limits.max_pending_tokens
+        if self._closing or (
+            not goes_on
+            and (
+                there >= self._room
+                or self._pending_tokens + length > self._limits.max_pending_tokens
+            )
         ):
             raise self.refusal()
         assert slot not in in_flight, f"{slot} has a step in flight"
         now = self._clock()
-        if now < deadline < now + there * self._row_s:
+        if now < deadline < now + there * self._row_s and not goes_on:
             raise self.refusal()
         single = length == 1 and len(keep) == 1
         work = Work(slot, inputs, length, keep, outputs, deadline, now, on_end, flow, single=single)

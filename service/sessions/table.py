@@ -120,6 +120,7 @@ class Step:
     __slots__ = (
         "chunk",
         "entry",
+        "goes_on",
         "left",
         "on_end",
         "outputs",
@@ -143,6 +144,7 @@ class Step:
         self.seq = seq
         self.on_end = on_end
         self.left = False
+        self.goes_on = False
         self.work: Work | None = None
 
     def leave(self) -> None:
@@ -330,6 +332,7 @@ class Sessions:
         on_end: OnEnd,
         *,
         held: bool = False,
+        goes_on: bool = False,
     ) -> Step:
         """Begin to apply inputs to a session, once.
 
@@ -343,6 +346,7 @@ class Sessions:
             on_end: Called with what was applied, or with `SessionFenced` when another owner took the session, or with
                 the error for which the step was not applied (`Engine.begin`). For a retry, before this returns.
             held: Whether the caller holds the session.
+            goes_on: See `Engine.begin`.
 
         Raises:
             SessionBusy: Another step is in flight.
@@ -351,6 +355,7 @@ class Sessions:
         """
         _check_idle(session, held=held)
         step = Step(session, chunk, wanted, seq, on_end)
+        step.goes_on = goes_on
         retry = find_retry(session, seq, chunk)
         if retry is not None:
             self._touch(session)
@@ -401,6 +406,7 @@ class Sessions:
             wanted.deadline,
             partial(self._computed, step),
             session.flow,
+            goes_on=step.goes_on,
         )
         step.work.cancelled = step.left
 

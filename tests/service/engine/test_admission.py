@@ -151,3 +151,18 @@ async def test_steps_of_many_time_steps_take_as_long_as_they_were_seen_to(
         await graph.entered()
         assert waiting.fill() == pytest.approx(3 * ROWS, abs=1)
         graph.open()
+
+
+async def test_what_goes_on_is_not_refused_for_want_of_room(graph: WatchedGraph) -> None:
+    async with queue(graph, max_queue_s=RUN_S) as waiting:
+        engine, slot = waiting.engine, waiting.engine.take()
+        assert slot is not None
+        waiting.fill()
+        ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        arguments = (slot, {"x": np.ones(1)}, np.zeros(1, np.intp), ("total",), np.inf)
+        with pytest.raises(Overloaded):
+            engine.begin(*arguments, ended.set_result)
+        engine.begin(*arguments, ended.set_result, goes_on=True)
+        engine.give_back(slot)
+        graph.open()
+        assert list((await ended)["total"]) == [1]
