@@ -197,12 +197,6 @@ def _arrays(tape: Tape, name: str) -> list[Arrays]:
     return [{name: tape.arrays[at : at + 1]} for at in range(tape.length)]
 
 
-@cache
-def _chunks(tape: Tape, name: str) -> list[Chunk]:
-    """Every step as a session takes it."""
-    return [Chunk(arrays, _END) for arrays in _arrays(tape, name)]
-
-
 def _row(found: dict[str, list[Speed]]) -> dict[str, float]:
     row: dict[str, float] = {}
     raw = found["raw"]
