@@ -26,9 +26,10 @@ from service.engine.arena import SCRATCH, Arena, Slot
 from service.engine.graph import Runs
 from service.engine.patience import Patience
 from service.engine.rows import join, keep, keep_single, pad, single
-from service.engine.scheduler import ANY_FLOW, Array, Batch, Flow, OnEnd, Outputs, Scheduler, Work
+from service.engine.scheduler import Scheduler
 from service.engine.shapes import Shapes
 from service.engine.states import states_of
+from service.engine.work import ANY_FLOW, Array, Batch, Flow, OnEnd, Outputs, Work
 from service.errors import (
     DeadlineExceeded,
     Draining,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from service.engine.scheduler import Array, Batch, Outputs, Work
+from service.engine.work import Array, Batch, Outputs, Work
 
 _SMALL = 1024
 """Bytes of a row up to which its time is worth more than the memory of the batch that it would keep."""

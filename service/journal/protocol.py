@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.scheduler import Priority
+from service.engine.work import Priority
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.arena import Slot
-from service.engine.scheduler import Flow, flow_of
+from service.engine.work import Flow, flow_of
 from service.errors import Invalid, PayloadMismatch, WrongSeq
 from service.journal.protocol import Identity, Reply, Stored
 

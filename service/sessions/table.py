@@ -21,7 +21,7 @@ import msgspec
 import numpy.typing as npt
 
 from service.engine.engine import Engine
-from service.engine.scheduler import ANY_FLOW, Flow, Priority, Work
+from service.engine.work import ANY_FLOW, Flow, Priority, Work
 from service.errors import (
     Overloaded,
     SessionBusy,

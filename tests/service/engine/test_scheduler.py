@@ -5,8 +5,9 @@ import pytest
 
 from service.contract import Batching
 from service.engine.arena import Slot
-from service.engine.scheduler import Batch, Flow, Scheduler, Work
+from service.engine.scheduler import Scheduler
 from service.engine.shapes import Shapes
+from service.engine.work import Batch, Flow, Work
 
 LIMITS = Batching(max_batch_size=4, max_chunk_length=8, max_batch_tokens=16)
 
