@@ -19,7 +19,7 @@ from heapq import heapify, heappop, heapreplace
 
 from service.contract import Batching
 from service.engine.shapes import Shapes
-from service.engine.work import Batch, Decision, Flow, Work
+from service.engine.work import Batch, Decision, Flow, Item, Work
 
 _Queue = deque[Work]
 _Queues = dict[Flow, _Queue]
@@ -103,25 +103,36 @@ class Scheduler:
         for work in works:
             self.add(work)
 
-    def straight(self, works: Sequence[Work], now: float) -> Batch | None:
-        """The batch of new work that leaves nothing to decide; else None, and nothing is changed.
+    def straight(
+        self, items: Sequence[Item], now: float
+    ) -> tuple[Sequence[Item], Sequence[Item]] | None:
+        """Of new items those that run next where nothing has to be decided, and the others; else None.
 
-        That is: nothing else waits, all are single steps of one flow that fit into a batch, and none is to be dropped.
+        That is: nothing else waits, all are of one flow and as many time steps, and none is to be dropped. Then they
+        run in the order in which they came. Nothing is changed.
         """
-        most = min(self._most(0), self._limits.max_batch_tokens)
-        if self._waiting or not 0 < len(works) <= most:
+        if self._waiting or not items:
             return None
-        flow = works[0].flow
-        for work in works:
+        flow, length = items[0].flow, items[0].length
+        for item in items:
             if (
-                not work.single
-                or work.flow is not flow
-                or work.cancelled
-                or work.deadline < now
-                or work.done
+                item.length != length
+                or item.flow is not flow
+                or not item.whole
+                or item.deadline < now
             ):
                 return None
-        return Batch(tuple(works), (1,) * len(works), 1)
+        if length > self._longest or (length > 1 and length > self._longest_now()):
+            return None
+        room = min(self._most((length - 1).bit_length()), self._limits.max_batch_tokens // length)
+        for number, item in enumerate(items):
+            if item.rows > room:
+                if not room or isinstance(item, Work):
+                    return items[:number], items[number:]
+                head, tail = item.cut(room)
+                return [*items[:number], head], [tail, *items[number + 1 :]]
+            room -= item.rows
+        return items, ()
 
     def next_batch(self, now: float) -> Decision:
         """Decide what runs next.
@@ -139,16 +150,16 @@ class Scheduler:
                 return Decision(batch, tuple(cancelled), tuple(late))
         return Decision(None, tuple(cancelled), tuple(late))
 
-    def ran(self, batch: Batch, seconds: float) -> None:
-        """Learn from a batch that ran in so many seconds."""
-        size_class = (batch.time - 1).bit_length()
-        token_s = seconds / (len(batch.works) * batch.time)
+    def ran(self, rows: int, time: int, seconds: float) -> None:
+        """Learn from a batch of so many rows and time steps that ran in so many seconds."""
+        size_class = (time - 1).bit_length()
+        token_s = seconds / (rows * time)
         known = self._token_s.get(size_class, token_s)
         self._token_s[size_class] = known + _NEW * (token_s - known)
-        if batch.time == 1:
+        if time == 1:
             self._single_s, self._since_single = seconds, 0
         else:
-            step_s = seconds / batch.time
+            step_s = seconds / time
             self._step_s += (_NEW if self._step_s else 1.0) * (step_s - self._step_s)
             self._since_single += 1
 

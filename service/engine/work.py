@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import msgspec
@@ -16,6 +16,8 @@ from service.engine.arena import Slot
 Array = npt.NDArray[Any]
 Outputs = dict[str, Array]
 OnEnd = Callable[[Outputs | Exception], None]
+OnGroupEnd = Callable[[int, Outputs], None]
+OnRowEnd = Callable[[int, Outputs | Exception], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +87,130 @@ class Work(msgspec.Struct, eq=False):
     single: bool = False
     chunk: int = 1
     start: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """How many rows of a batch it is."""
+        return 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether it can run as it is with others as long, and all its outputs are wanted."""
+        return self.single and not self.cancelled and not self.done
+
+    @property
+    def slots(self) -> list[Slot]:
+        """Where the state of each row is."""
+        return [self.slot]
+
+    def block(self, name: str) -> Array:
+        """An input, (1, T, *shape)."""
+        return self.inputs[name][None]
+
+    def apart(self) -> list[Work]:
+        """Its rows as works."""
+        return [self]
+
+
+class Group(msgspec.Struct, eq=False):
+    """Steps that are alike on their way together: each of as many time steps, with all outputs of each wanted.
+
+    What has to be done for every step is then done once for all. Where that is not possible, since one is to be
+    dropped, or does not fit, or fails, they go on as works.
+
+    Attributes:
+        slots: Where the session of each row is; all different.
+        inputs: Input name to (R, T, *shape).
+        length: T, at least 1.
+        outputs: Names of the outputs wanted.
+        deadline: Monotonic time after which none must start.
+        queued_at: Monotonic time of arrival.
+        on_end: Called with the place of the first row and the outputs of as many as there are, (rows, T, *shape).
+        on_row: Called with the place of a row that went on as a work, and what became of it, as `Work.on_end`.
+        flow: What they are part of.
+        first: Place of the first row among those that were begun together.
+        left: Places of rows that are to be dropped before they run.
+        works: Place of a row to its work, where it went on as one.
+    """
+
+    slots: list[Slot]
+    inputs: Mapping[str, Array]
+    length: int
+    outputs: tuple[str, ...]
+    deadline: float
+    queued_at: float
+    on_end: OnGroupEnd
+    on_row: OnRowEnd
+    flow: Flow = ANY_FLOW
+    first: int = 0
+    left: set[int] = msgspec.field(default_factory=set)
+    works: dict[int, Work] = msgspec.field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """How many rows of a batch it is."""
+        return len(self.slots)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it can run as it is."""
+        return not self.left
+
+    def block(self, name: str) -> Array:
+        """An input, (R, T, *shape)."""
+        return self.inputs[name]
+
+    def leave(self, place: int) -> None:
+        """Drop a row, if it is not running yet. At any time, on any thread."""
+        self.left.add(place)
+        work = self.works.get(place)
+        if work is not None:
+            work.cancelled = True
+
+    def cut(self, rows: int) -> tuple[Group, Group]:
+        """The first so many rows, and the others."""
+        head, tail = (
+            msgspec.structs.replace(
+                self,
+                slots=self.slots[part],
+                inputs={name: values[part] for name, values in self.inputs.items()},
+                first=self.first + (part.start or 0),
+            )
+            for part in (slice(None, rows), slice(rows, None))
+        )
+        return head, tail
+
+    def apart(self) -> list[Work]:
+        """Its rows as works."""
+        keep = np.arange(self.length)
+        works = []
+        for row, slot in enumerate(self.slots):
+            place = self.first + row
+            work = self.works[place] = Work(
+                slot,
+                {name: values[row] for name, values in self.inputs.items()},
+                self.length,
+                keep,
+                self.outputs,
+                self.deadline,
+                self.queued_at,
+                partial(self.on_row, place),
+                self.flow,
+                single=self.length == 1,
+            )
+            # Looked at once it can be found: whoever leaves meanwhile marks one or the other.
+            work.cancelled = work.cancelled or place in self.left
+            works.append(work)
+        return works
+
+
+Item = Work | Group
+"""What waits in the engine."""
+
+
+def apart(items: Iterable[Item]) -> list[Work]:
+    """All rows as works, in order."""
+    return [work for item in items for work in item.apart()]
 
 
 @dataclass(frozen=True, slots=True)
