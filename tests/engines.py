@@ -24,7 +24,8 @@ from service.journal.memory import MemoryJournal
 from service.journal.protocol import Entry, Identity, Snapshot, Stored, Tombstone
 from service.metrics import EngineMetrics, Metrics
 from service.sessions.session import Chunk
-from service.sessions.table import Policy, Sessions, Wanted
+from service.sessions.steps import Wanted
+from service.sessions.table import Policy, Sessions
 
 PATIENCE_S = 20.0
 """Longest wait for something that is about to happen; only a broken test or program waits so long."""

@@ -17,7 +17,7 @@ from service.api.stepping import Prepared, prepare, prepare_together, steps_answ
 from service.engine.engine import Engine
 from service.errors import Invalid, ServiceError, SessionBusy, TooLarge
 from service.sessions.session import Session
-from service.sessions.table import Applied, Step
+from service.sessions.steps import Applied, Step
 from service.tasks.protocol import Parameters, Task
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from service.api.schema import SessionAnswer, SessionOptions, StepOf, StepsAnswe
 from service.errors import Invalid, ServiceError
 from service.repository import Served
 from service.sessions.session import Chunk, Session, checked_id
-from service.sessions.table import Applied, Wanted
+from service.sessions.steps import Applied, Wanted
 from service.tasks.protocol import Parameters, Task, chunk_of, chunk_of_steps
 
 
