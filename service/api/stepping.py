@@ -11,12 +11,11 @@ import numpy as np
 
 from service import logs
 from service.api.context import TENANT, Context
-from service.api.schema import SessionAnswer, SessionOptions, StepOf, StepsAnswer, StepsRequest
-from service.errors import Invalid, ServiceError
-from service.repository import Served
+from service.api.schema import SessionAnswer, SessionOptions, StepsAnswer
+from service.errors import Invalid
 from service.sessions.session import Chunk, Session, checked_id
 from service.sessions.steps import Applied, Wanted
-from service.tasks.protocol import Parameters, Task, chunk_of, chunk_of_steps
+from service.tasks.protocol import Parameters, Task, chunk_of
 
 
 async def open_session(
@@ -53,12 +52,18 @@ def describe(context: Context, session: Session) -> SessionAnswer:
     )
 
 
-class Prepared(msgspec.Struct, frozen=True, gc=False):
-    """A step that is checked and can be applied."""
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """What the answer to a step depends on, beside the outputs."""
 
     task: Task
     inputs: list[Any]
     parameters: Parameters
+
+
+class Prepared(msgspec.Struct, frozen=True, gc=False):
+    """A step that is checked and can be applied."""
+
+    asked: Asked
     chunk: Chunk
     wanted: Wanted
 
@@ -75,7 +80,7 @@ def prepare(
     Raises:
         ServiceError: The session's model does not take them.
     """
-    task = _served(context, session).task
+    task = task_of(context, session)
     task.check(parameters)
     context.check_count(inputs)
     if task.text:
@@ -83,66 +88,25 @@ def prepare(
     chunk = chunk_of(task, inputs, "$.inputs", parameters)
     context.check_length(chunk.length)
     wanted = Wanted(task.outputs, context.deadline(timeout_s))
-    return Prepared(task, inputs, parameters, chunk, wanted)
+    return Prepared(Asked(task, inputs, parameters), chunk, wanted)
 
 
-def prepare_together(
-    context: Context,
-    session: Session,
-    steps: Sequence[StepOf | StepsRequest],
-    timeout_s: float | None,
-) -> list[Prepared] | None:
-    """Prepare steps of several sessions of one model at once, in a fifth of the time of one by one.
-
-    Args:
-        context: The service.
-        session: One of them.
-        steps: At least one.
-        timeout_s: As `prepare` takes it.
-
-    Returns:
-        None unless every input is one time step and `prepare` takes every step; it says what is wrong.
-    """
-    task = _served(context, session).task
-    try:
-        for parameters in {each.parameters for each in steps}:
-            task.check(parameters)
-        for each in steps:
-            context.check_count(each.inputs)
-            context.check_length(len(each.inputs))
-    except ServiceError:
-        return None
-    arrays = task.together(list(chain.from_iterable([each.inputs for each in steps])))
-    if arrays is None:
-        return None
-    wanted = Wanted(task.outputs, context.deadline(timeout_s))
-    prepared, first = [], 0
-    for each in steps:
-        end = first + len(each.inputs)
-        # Copies: a view would keep the inputs of all sessions for as long as the journal keeps those of one.
-        own = {name: array[first:end].copy() for name, array in arrays.items()}
-        chunk = chunk_of_steps(own, each.parameters)
-        prepared.append(Prepared(task, each.inputs, each.parameters, chunk, wanted))
-        first = end
-    return prepared
-
-
-def steps_answer(session_id: str, prepared: Prepared, applied: Applied) -> StepsAnswer:
+def steps_answer(session_id: str, asked: Asked, applied: Applied) -> StepsAnswer:
     """What was applied, as the API shows it."""
-    results = prepared.task.answers(prepared.inputs, applied.outputs, prepared.parameters)
+    results = asked.task.answers(asked.inputs, applied.outputs, asked.parameters)
     return _answer(session_id, applied, results)
 
 
-def steps_answers(steps: Sequence[tuple[str, Prepared, Applied]]) -> list[StepsAnswer]:
+def steps_answers(steps: Sequence[tuple[str, Asked, Applied]]) -> list[StepsAnswer]:
     """What was applied to several sessions of one model, with the same parameters: see `steps_answer`."""
     task, parameters = steps[0][1].task, steps[0][1].parameters
-    inputs = list(chain.from_iterable([prepared.inputs for _, prepared, _ in steps]))
+    inputs = list(chain.from_iterable([asked.inputs for _, asked, _ in steps]))
     parts = [applied.outputs for _, _, applied in steps]
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in task.outputs}
     results = task.answers(inputs, outputs, parameters)
     answers, first = [], 0
-    for session_id, prepared, applied in steps:
-        end = first + len(prepared.inputs)
+    for session_id, asked, applied in steps:
+        end = first + len(asked.inputs)
         answers.append(_answer(session_id, applied, results[first:end]))
         first = end
     return answers
@@ -172,8 +136,9 @@ async def step(
     session = await context.sessions.find(session_id, TENANT)
     prepared = prepare(context, session, inputs, parameters, timeout_s)
     applied = await context.sessions.apply(session, prepared.chunk, prepared.wanted, seq)
-    return steps_answer(session_id, prepared, applied)
+    return steps_answer(session_id, prepared.asked, applied)
 
 
-def _served(context: Context, session: Session) -> Served:
-    return context.repository.get(session.identity.model, session.identity.version)
+def task_of(context: Context, session: Session) -> Task:
+    """The task of a session's model."""
+    return context.repository.get(session.identity.model, session.identity.version).task
