@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-Finite = npt.NDArray[np.bool_]
+Finite = npt.NDArray[np.bool_] | None
+"""Which rows are finite, (B,); None is all of them, as nearly always."""
 Rows = npt.NDArray[np.int64]
 
 
@@ -118,12 +119,12 @@ class Arena:
         """Run the model once on the states of slots, and keep the next states of the rows that came out finite.
 
         Args:
-            slots: One for each row of the batch, (B,); all different, but `SCRATCH` may fill rows up.
+            slots: One for each row of the batch, (B,); all different, but `SCRATCH` may fill up the last ones.
             feeds: The other inputs of the graph, `(B, T, *shape)`, and the lengths, (B,).
             wanted: Names of the outputs wanted, in the order of the model's.
 
         Returns:
-            The outputs, each `(B, T, *shape)`; and which rows are finite, (B,): in every next state, and in every
+            The outputs, each `(B, T, *shape)`; and which rows are finite: in every next state, and in every
             wanted output up to the row's length. The state of any other row is as before. What is said of a row of
             `SCRATCH` means nothing.
 

@@ -181,8 +181,8 @@ class BoundStates:
         asked = np.array([t.name in wanted for t in self._outputs])
         given = {**feeds, wrap.ROWS: at, wrap.ASKED: asked}
         result = self._for(feeds, len(at)).run(given, [wrap.FINITE, *wanted])
-        finite: Finite = result.pop(wrap.FINITE)
-        return result, finite
+        finite = result.pop(wrap.FINITE)
+        return result, None if finite.all() else finite
 
     def _for(self, feeds: Mapping[str, Array], count: int) -> _Bound | Replay:
         if feeds[self._time_input].shape[1] > 1:

@@ -77,15 +77,15 @@ class HostStates:
     def _scatter(
         self, rows: npt.NDArray[np.int64], result: Mapping[str, Array], finite: Finite
     ) -> None:
-        if finite.all():
+        if finite is None:
             for held, name in self._pairs:
                 held[rows] = result[name]
         else:
             chosen = np.flatnonzero(finite)
             for held, name in self._pairs:
                 held[rows[chosen]] = result[name][chosen]
-        if not rows.all():
-            # Rows that fill a batch up were written too; what they hold would grow from batch to batch.
+        if not rows[-1]:
+            # Rows that fill a batch up, the last ones, were written too; what they hold would grow from batch to batch.
             self.reset(0)
 
 
@@ -96,15 +96,19 @@ def _bent(name: str, result: Mapping[str, Array], due: tuple[int, ...]) -> Value
 def _finite_rows(
     result: Mapping[str, Array], outputs: Sequence[str], states: Sequence[str], lengths: Array
 ) -> Finite:
+    # A sum of squares is finite only if every element is; the other way round it need not be.
+    for name in (*states, *outputs):
+        values = result[name]
+        if not math.isfinite(np.vdot(values, values)):
+            break
+    else:
+        return None
     batch = len(lengths)
     finite = np.ones(batch, np.bool_)
-    # A sum of squares is finite only if every element is; the other way round it need not be.
-    if all(math.isfinite(np.vdot(result[name], result[name])) for name in (*states, *outputs)):
-        return finite
     for name in states:
         finite &= np.isfinite(result[name]).reshape(batch, -1).all(axis=1)
     for name in outputs:
         values = result[name]
         steps = np.isfinite(values).reshape(batch, values.shape[1], -1).all(axis=2)
         finite &= (steps | (np.arange(values.shape[1]) >= lengths[:, None])).all(axis=1)
-    return finite
+    return None if finite.all() else finite

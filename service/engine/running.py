@@ -80,12 +80,14 @@ class Running:
         for item in items:
             end = first + item.rows
             outputs = {name: result[name][first:end, :length] for name in item.outputs}
-            ended += _ended(item, outputs, finite[first:end])
+            ended += _ended(item, outputs, None if finite is None else finite[first:end])
             first = end
         return ended
 
-    def _states(self, item: Item) -> Rows:
-        return item.states if isinstance(item, Group) else self._arena.rows_of(item.slots)
+    @staticmethod
+    def _states(item: Item) -> Rows:
+        # Those in flight cannot have been given back.
+        return item.states if isinstance(item, Group) else np.array([item.slot.index], np.int64)
 
     def _isolated(self, batch: Batch) -> list[Outputs | Exception | None]:
         outcomes: list[Outputs | Exception | None] = []
@@ -108,16 +110,16 @@ class Running:
         lengths = batch.lengths + (time,) * (rows - len(works))
         feeds[config.lengths] = np.array(lengths, np.int32)
         asked = {work.outputs for work in works}
-        states = self._arena.rows_of([work.slot for work in works])
+        states = np.array([work.slot.index for work in works], np.int64)
         result, finite = self._run(states, feeds, asked)
-        if single(batch) and finite[: len(works)].all():
+        if finite is None and single(batch):
             for work in works:
                 work.done = 1
             return list(keep_single(batch, result))
         outcomes: list[Outputs | Exception | None] = []
         kept = keep(batch, result)
         for row, (work, length) in enumerate(zip(works, batch.lengths, strict=True)):
-            if not finite[row]:
+            if finite is not None and not finite[row]:
                 outcomes.append(_not_finite())
                 continue
             if (part := kept[row]) is not None:
@@ -144,11 +146,11 @@ class Running:
 
 def _ended(item: Item, outputs: Outputs, finite: Finite) -> list[Ended]:
     """What ended of an item that ran whole; outputs are (rows, T, *shape)."""
-    if isinstance(item, Group) and finite.all():
+    if isinstance(item, Group) and (finite is None or finite.all()):
         return [(item, outputs)]
     ended: list[Ended] = []
     for row, work in enumerate(item.apart()):
-        if finite[row]:
+        if finite is None or finite[row]:
             work.done = work.length
             ended.append((work, {name: values[row].copy() for name, values in outputs.items()}))
         else:
