@@ -13,7 +13,7 @@ from service import logs
 from service.api import http
 from service.api.context import TENANT, Context
 from service.api.schema import StepFrame, StepOf
-from service.api.stepping import Prepared, prepare, prepare_together, steps_answers
+from service.api.stepping import Prepared, packed_answers, prepare, prepare_together, steps_answers
 from service.engine.engine import Engine
 from service.errors import Invalid, ServiceError, SessionBusy, TooLarge
 from service.sessions.session import Session
@@ -96,11 +96,13 @@ class Steps:
 
     def begin(self) -> None:
         """Put every step on its way."""
-        at_hand: dict[Engine, list[tuple[int, Session]]] = {}
+        # By model, and whether the inputs are packed.
+        at_hand: dict[tuple[Engine, bool], list[tuple[int, Session]]] = {}
         for number, each in enumerate(self._frame.steps):
             session = self._context.sessions.at_hand(each.session, TENANT)
             if session is not None:
-                at_hand.setdefault(session.engine, []).append((number, session))
+                kind = session.engine, isinstance(each.inputs, bytes)
+                at_hand.setdefault(kind, []).append((number, session))
             else:
                 task = asyncio.create_task(self._find(number, each), context=self._variables.copy())
                 self._tasks.add(task)
@@ -127,7 +129,7 @@ class Steps:
             self._begin(number, each, session)
 
     def _begin_together(self, found: list[tuple[int, Session]]) -> None:
-        """Begin steps of one model."""
+        """Begin steps of one model, all of them packed or none."""
         try:
             self._context.admit()
         except ServiceError as error:
@@ -199,16 +201,18 @@ class Steps:
     # Answers wait for the last step, since those of many steps cost little more than one.
 
     def _answer(self) -> None:
-        alike: dict[tuple[Task, Parameters], list[int]] = {}
+        alike: dict[tuple[Task, Parameters, bool], list[int]] = {}
         for at, (_, prepared, _) in enumerate(self._applied):
-            alike.setdefault((prepared.task, prepared.parameters), []).append(at)
+            kind = prepared.task, prepared.parameters, prepared.packed
+            alike.setdefault(kind, []).append(at)
         for places in alike.values():
             self._answer_together([self._applied[at] for at in places])
 
     def _answer_together(self, ended: list[tuple[int, Prepared, Applied]]) -> None:
         ids = [self._frame.steps[number].session for number, _, _ in ended]
         try:
-            replies = steps_answers(
+            answers = packed_answers if ended[0][1].packed else steps_answers
+            replies: Sequence[object] = answers(
                 [
                     (name, prepared, applied)
                     for name, (_, prepared, applied) in zip(ids, ended, strict=True)

@@ -8,14 +8,23 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from service import logs
 from service.api.context import TENANT, Context
-from service.api.schema import SessionAnswer, SessionOptions, StepOf, StepsAnswer, StepsRequest
+from service.api.schema import (
+    PackedStepsAnswer,
+    SessionAnswer,
+    SessionOptions,
+    StepOf,
+    StepsAnswer,
+    StepsRequest,
+)
 from service.errors import Invalid, ServiceError
 from service.repository import Served
 from service.sessions.session import Chunk, Session, checked_id
 from service.sessions.table import Applied, Wanted
+from service.tasks import packed
 from service.tasks.protocol import Parameters, Task, chunk_of, chunk_of_steps
 
 
@@ -57,16 +66,21 @@ class Prepared(msgspec.Struct, frozen=True, gc=False):
     """A step that is checked and can be applied."""
 
     task: Task
-    inputs: list[Any]
+    inputs: list[Any] | bytes
     parameters: Parameters
     chunk: Chunk
     wanted: Wanted
+
+    @property
+    def packed(self) -> bool:
+        """Whether its inputs are, and its answer is to be."""
+        return isinstance(self.inputs, bytes)
 
 
 def prepare(
     context: Context,
     session: Session,
-    inputs: list[Any],
+    inputs: list[Any] | bytes,
     parameters: Parameters,
     timeout_s: float | None,
 ) -> Prepared:
@@ -77,13 +91,29 @@ def prepare(
     """
     task = _served(context, session).task
     task.check(parameters)
-    context.check_count(inputs)
-    if task.text:
-        context.check_text(inputs)
-    chunk = chunk_of(task, inputs, "$.inputs", parameters)
-    context.check_length(chunk.length)
+    if isinstance(inputs, bytes):
+        packed.check(parameters)
+        arrays, _ = _unpacked(context, task, [inputs])
+        chunk = chunk_of_steps(arrays, parameters)
+    else:
+        context.check_count(len(inputs))
+        if task.text:
+            context.check_text(inputs)
+        chunk = chunk_of(task, inputs, "$.inputs", parameters)
+        context.check_length(chunk.length)
     wanted = Wanted(task.outputs, context.deadline(timeout_s))
     return Prepared(task, inputs, parameters, chunk, wanted)
+
+
+def _unpacked(
+    context: Context, task: Task, contents: Sequence[bytes]
+) -> tuple[dict[str, npt.NDArray[Any]], list[int]]:
+    """Packed inputs of some steps as one array, and how many there are of each step."""
+    counts = packed.counts(task, contents, "$.inputs")
+    for count in set(counts):
+        context.check_count(count)
+        context.check_length(count)
+    return packed.unpack(task, contents, "$.inputs"), counts
 
 
 def prepare_together(
@@ -105,26 +135,44 @@ def prepare_together(
     """
     task = _served(context, session).task
     try:
-        for parameters in {each.parameters for each in steps}:
-            task.check(parameters)
-        for each in steps:
-            context.check_count(each.inputs)
-            context.check_length(len(each.inputs))
+        together = _together(context, task, steps)
     except ServiceError:
         return None
-    arrays = task.together(list(chain.from_iterable([each.inputs for each in steps])))
-    if arrays is None:
+    if together is None:
         return None
+    arrays, counts = together
     wanted = Wanted(task.outputs, context.deadline(timeout_s))
     prepared, first = [], 0
-    for each in steps:
-        end = first + len(each.inputs)
+    for each, count in zip(steps, counts, strict=True):
+        end = first + count
         # Copies: a view would keep the inputs of all sessions for as long as the journal keeps those of one.
         own = {name: array[first:end].copy() for name, array in arrays.items()}
         chunk = chunk_of_steps(own, each.parameters)
         prepared.append(Prepared(task, each.inputs, each.parameters, chunk, wanted))
         first = end
     return prepared
+
+
+def _together(
+    context: Context, task: Task, steps: Sequence[StepOf | StepsRequest]
+) -> tuple[dict[str, npt.NDArray[Any]], list[int]] | None:
+    """The inputs of some steps as one array, and how many there are of each; None as `prepare_together`."""
+    contents = [each.inputs for each in steps if isinstance(each.inputs, bytes)]
+    lists = [each.inputs for each in steps if isinstance(each.inputs, list)]
+    if contents and lists:
+        return None
+    for parameters in {each.parameters for each in steps}:
+        task.check(parameters)
+        if contents:
+            packed.check(parameters)
+    if contents:
+        return _unpacked(context, task, contents)
+    counts = list(map(len, lists))
+    for count in set(counts):
+        context.check_count(count)
+        context.check_length(count)
+    arrays = task.together(list(chain.from_iterable(lists)))
+    return None if arrays is None else (arrays, counts)
 
 
 def steps_answer(session_id: str, prepared: Prepared, applied: Applied) -> StepsAnswer:
@@ -156,6 +204,20 @@ def _answer(session_id: str, applied: Applied, results: list[Any]) -> StepsAnswe
         duplicate=applied.duplicate,
         results=results,
     )
+
+
+def packed_answers(steps: Sequence[tuple[str, Prepared, Applied]]) -> list[PackedStepsAnswer]:
+    """What was applied to several sessions by packed inputs: see `steps_answers`."""
+    return [
+        PackedStepsAnswer(
+            session=session_id,
+            first=applied.first,
+            seq=applied.seq,
+            duplicate=applied.duplicate,
+            results=packed.pack(applied.outputs, prepared.task.outputs),
+        )
+        for session_id, prepared, applied in steps
+    ]
 
 
 async def step(
