@@ -29,7 +29,8 @@ from service.engine.graph import Graph
 from service.journal.memory import MemoryJournal
 from service.metrics import EngineMetrics, Metrics
 from service.sessions.session import Chunk
-from service.sessions.table import Policy, Sessions, Wanted
+from service.sessions.steps import Wanted
+from service.sessions.table import Policy, Sessions
 
 BATCHES = (1, 8, 64)
 GRU_BATCHES = (*BATCHES, 128)

@@ -18,13 +18,14 @@ from service.contract import CONFIG_FILE, MODEL_FILE, Batching, decode_config
 from service.engine.arena import Slot
 from service.engine.engine import Engine, Limits
 from service.engine.graph import Graph
-from service.engine.scheduler import Work
 from service.engine.shapes import Shapes
+from service.engine.work import Work
 from service.journal.memory import MemoryJournal
 from service.journal.protocol import Entry, Identity, Snapshot, Stored, Tombstone
 from service.metrics import EngineMetrics, Metrics
 from service.sessions.session import Chunk
-from service.sessions.table import Policy, Sessions, Wanted
+from service.sessions.steps import Wanted
+from service.sessions.table import Policy, Sessions
 
 PATIENCE_S = 20.0
 """Longest wait for something that is about to happen; only a broken test or program waits so long."""

@@ -10,19 +10,21 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
 from service.api import http
 from service.api.context import TENANT, Context
 from service.api.middleware import Answered, Requests
-from service.api.schema import StepsAnswer, StepsRequest
-from service.api.stepping import Prepared, prepare, prepare_together, steps_answers
+from service.api.schema import AnyStepsAnswer, StepsRequest
+from service.api.stepping import Asked, prepare, steps_answers
+from service.api.together import Asking, begin_together
 from service.engine.engine import Engine
 from service.errors import Overloaded, ServiceError
 from service.sessions.session import Session
-from service.sessions.table import Applied, Step
+from service.sessions.steps import Applied, Step, Together
 from service.tasks.protocol import Parameters, Task
 
 log = logging.getLogger(__name__)
@@ -43,8 +45,8 @@ _TELL_EVERY_S = 1.0
 OnAnswer = Callable[[int, str, str, bytes], None]
 """Takes the status, the id of the request, the fields of the head as they are written, and the body of a response."""
 
-_Read = tuple["Exchange", Session, StepsRequest]
-_Done = tuple["Exchange", Prepared, Applied]
+_Read = Asking["Exchange", StepsRequest]
+_Done = tuple["Exchange", Asked, Applied]
 
 _JSON = "content-type: application/json\r\n"
 _decode = msgspec.json.Decoder(StepsRequest).decode
@@ -98,26 +100,34 @@ class DirectSteps:
                 self._begin_group(group, timeout_s)
 
     def _begin_group(self, steps: list[_Read], timeout_s: float | None) -> None:
-        together = None
-        if len(steps) > 1:
-            requests = [request for _, _, request in steps]
-            try:
-                together = prepare_together(self.context, steps[0][1], requests, timeout_s)
-            except Exception:
-                # One by one they show whose fault it is.
-                together = None
-        if together is None:
-            for exchange, session, request in steps:
-                exchange.prepare(session, request)
-        else:
-            for (exchange, session, request), prepared in zip(steps, together, strict=True):
-                exchange.start(session, request, prepared)
+        asking = [each for each in steps if not each[0].response_complete]
+        for exchange, session, request in begin_together(self.context, asking, timeout_s, self):
+            exchange.start(session, request)
 
-    def answer(self, exchange: Exchange, prepared: Prepared, applied: Applied) -> None:
+    # Callers of steps that went together.
+
+    def begun(self, callers: Sequence[Exchange], together: Together) -> None:
+        """See `Callers.begun`."""
+        for place, exchange in enumerate(callers):
+            exchange.together = together, place
+
+    def answered(self, callers: Sequence[Exchange], answers: Sequence[AnyStepsAnswer]) -> None:
+        """See `Callers.answered`."""
+        for exchange, answer in zip(callers, answers, strict=True):
+            exchange.succeed(answer)
+
+    def ended(self, caller: Exchange, asked: Asked, outcome: Applied | Exception) -> None:
+        """See `Callers.ended`."""
+        if isinstance(outcome, Exception):
+            caller.fail(outcome)
+        else:
+            self.answer(caller, asked, outcome)
+
+    def answer(self, exchange: Exchange, asked: Asked, applied: Applied) -> None:
         """Answer a step with all others that end in this turn of the event loop."""
         if not self._done:
             asyncio.get_running_loop().call_soon(self._answer)
-        self._done.append((exchange, prepared, applied))
+        self._done.append((exchange, asked, applied))
 
     def _answer(self) -> None:
         done, self._done = self._done, []
@@ -187,7 +197,6 @@ class Exchange:
     __slots__ = (
         "_direct",
         "_on_answer",
-        "_prepared",
         "_request_id",
         "_started",
         "_step",
@@ -195,6 +204,7 @@ class Exchange:
         "refused_by",
         "response_complete",
         "session_id",
+        "together",
     )
 
     # The names are those that uvicorn looks for in a request under way. Nobody waits for the event.
@@ -206,8 +216,8 @@ class Exchange:
         self._on_answer = on_answer
         self._request_id = self.session_id = ""
         self._started = 0.0
-        self._prepared: Prepared | None = None
         self._step: Step | None = None
+        self.together: tuple[Together, int] | None = None
         self.refused_by: Engine | None = None
         self.response_complete = True
         self.keep_alive = True
@@ -238,7 +248,7 @@ class Exchange:
                 return False
         self.session_id, self._request_id = session_id, request_id
         self._started = time.monotonic()
-        self._step = None
+        self._step = self.together = None
         self.response_complete = False
         if room:
             direct.begin(self, session, request)
@@ -247,27 +257,16 @@ class Exchange:
             direct.refuse(self)
         return True
 
-    def prepare(self, session: Session, request: StepsRequest) -> None:
+    def start(self, session: Session, request: StepsRequest) -> None:
         """Check the request by itself and put its step on its way."""
-        if self.response_complete:
-            return
+        sessions = self._direct.context.sessions
         try:
             prepared = prepare(
                 self._direct.context, session, request.inputs, request.parameters, request.timeout_s
             )
-        except Exception as error:
-            self.fail(error)
-        else:
-            self.start(session, request, prepared)
-
-    def start(self, session: Session, request: StepsRequest, prepared: Prepared) -> None:
-        """Put the step on its way, unless the caller left."""
-        if self.response_complete:
-            return
-        self._prepared = prepared
-        try:
-            self._step = self._direct.context.sessions.begin(
-                session, prepared.chunk, prepared.wanted, request.seq, self._ended
+            on_end = partial(self._ended, prepared.asked)
+            self._step = sessions.begin(
+                session, prepared.chunk, prepared.wanted, request.seq, on_end
             )
         except Overloaded:
             self.refused_by = session.engine
@@ -281,18 +280,17 @@ class Exchange:
             return
         if self._step is not None:
             self._step.leave()
+        elif self.together is not None:
+            together, place = self.together
+            together.leave(place)
         self.refused_by = None
         self.response_complete = True
         self._record(http.CLIENT_LEFT)
 
-    def _ended(self, outcome: Applied | Exception) -> None:
-        if isinstance(outcome, Exception):
-            self.fail(outcome)
-            return
-        assert self._prepared is not None
-        self._direct.answer(self, self._prepared, outcome)
+    def _ended(self, asked: Asked, outcome: Applied | Exception) -> None:
+        self._direct.ended(self, asked, outcome)
 
-    def succeed(self, answer: StepsAnswer) -> None:
+    def succeed(self, answer: AnyStepsAnswer) -> None:
         """Answer with what was applied, unless the caller left."""
         if self.response_complete:
             return
@@ -329,7 +327,7 @@ class Exchange:
 
     def _send(self, status: int, fields: str, body: bytes) -> None:
         # Before it is written: with the answer the next request may begin.
-        self._prepared = None
+        self._step = self.together = None
         self.response_complete = True
         try:
             self._on_answer(status, self._request_id, fields, body)

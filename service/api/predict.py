@@ -22,7 +22,7 @@ from service.api.schema import (
     PredictRequest,
 )
 from service.api.writing import Writing
-from service.engine.scheduler import flow_of
+from service.engine.work import flow_of
 from service.repository import Served
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["one-shot"], route_class=Direct)

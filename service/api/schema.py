@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from service.contract import Arithmetic, Metric, Record, StateTensor, TaskSpec, Tensor, Variant
-from service.engine.scheduler import Priority
+from service.engine.work import Priority
 from service.tasks.protocol import Parameters
 
 # Not beyond 64 bits: it is sent back, and MessagePack has no larger numbers.
@@ -186,6 +186,9 @@ class PackedStepsAnswer(Answer, kw_only=True):
     seq: int
     duplicate: bool
     results: dict[str, PackedOutput]
+
+
+AnyStepsAnswer = StepsAnswer | PackedStepsAnswer
 
 
 class ModelAnswer(Answer, kw_only=True):

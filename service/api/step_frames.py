@@ -12,12 +12,13 @@ from typing import Any
 from service import logs
 from service.api import http
 from service.api.context import TENANT, Context
-from service.api.schema import StepFrame, StepOf
-from service.api.stepping import Prepared, packed_answers, prepare, prepare_together, steps_answers
+from service.api.schema import AnyStepsAnswer, StepFrame, StepOf
+from service.api.stepping import Asked, packed_answers, prepare, steps_answers
+from service.api.together import begin_together
 from service.engine.engine import Engine
 from service.errors import Invalid, ServiceError, SessionBusy, TooLarge
 from service.sessions.session import Session
-from service.sessions.table import Applied, Step
+from service.sessions.steps import Applied, Step, Together
 from service.tasks.protocol import Parameters, Task
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Steps:
         "_seen",
         "_steps",
         "_tasks",
+        "_togethers",
         "_variables",
     )
 
@@ -88,21 +90,20 @@ class Steps:
         self._on_end = on_end
         self._replies: list[Any] = [None] * len(frame.steps)
         self._missing = len(frame.steps)
-        self._applied: list[tuple[int, Prepared, Applied]] = []
+        self._applied: list[tuple[int, Asked, Applied]] = []
         self._steps: list[Step] = []
+        self._togethers: list[Together] = []
         # Those that look for a session which is not at hand.
         self._tasks: set[asyncio.Task[None]] = set()
         self._cancelled = False
 
     def begin(self) -> None:
         """Put every step on its way."""
-        # By model, and whether the inputs are packed.
-        at_hand: dict[tuple[Engine, bool], list[tuple[int, Session]]] = {}
+        at_hand: dict[Engine, list[tuple[int, Session]]] = {}
         for number, each in enumerate(self._frame.steps):
             session = self._context.sessions.at_hand(each.session, TENANT)
             if session is not None:
-                kind = session.engine, isinstance(each.inputs, bytes)
-                at_hand.setdefault(kind, []).append((number, session))
+                at_hand.setdefault(session.engine, []).append((number, session))
             else:
                 task = asyncio.create_task(self._find(number, each), context=self._variables.copy())
                 self._tasks.add(task)
@@ -115,6 +116,8 @@ class Steps:
         self._cancelled = True
         for step in self._steps:
             step.leave()
+        for together in self._togethers:
+            together.leave_all()
         for task in self._tasks:
             task.cancel()
 
@@ -129,60 +132,63 @@ class Steps:
             self._begin(number, each, session)
 
     def _begin_together(self, found: list[tuple[int, Session]]) -> None:
-        """Begin steps of one model, all of them packed or none."""
+        """Begin steps of one model."""
         try:
             self._context.admit()
         except ServiceError as error:
             for number, _ in found:
                 self._fail(number, error)
             return
-        steps = [self._frame.steps[number] for number, _ in found]
-        prepared: Sequence[Prepared | None] | None = None
-        if len(found) > 1:
-            try:
-                prepared = prepare_together(
-                    self._context, found[0][1], steps, self._frame.timeout_s
-                )
-            except Exception:
-                # The one that is at fault is found one by one.
-                log.exception("steps could not be prepared together")
-        for (number, session), each, one in zip(
-            found, steps, prepared or [None] * len(found), strict=True
+        steps = self._frame.steps
+        asking = [(number, session, steps[number]) for number, session in found]
+        for number, session, each in begin_together(
+            self._context, asking, self._frame.timeout_s, self
         ):
-            self._begin(number, each, session, one)
+            self._begin(number, each, session)
 
-    def _begin(
-        self, number: int, each: StepOf, session: Session, prepared: Prepared | None = None
-    ) -> None:
+    def _begin(self, number: int, each: StepOf, session: Session) -> None:
         context = self._context
         try:
-            if prepared is None:
-                prepared = prepare(
-                    context, session, each.inputs, each.parameters, self._frame.timeout_s
-                )
+            prepared = prepare(
+                context, session, each.inputs, each.parameters, self._frame.timeout_s
+            )
             step = context.sessions.begin(
                 session,
                 prepared.chunk,
                 prepared.wanted,
                 each.seq,
-                partial(self._ended, number, prepared),
+                partial(self.ended, number, prepared.asked),
             )
         except Exception as error:
             self._fail(number, error)
         else:
             self._steps.append(step)
 
-    def _ended(self, number: int, prepared: Prepared, outcome: Applied | Exception) -> None:
+    # Callers of steps that went together.
+
+    def begun(self, callers: Sequence[int], together: Together) -> None:
+        """See `Callers.begun`."""
+        self._togethers.append(together)
+
+    def answered(self, callers: Sequence[int], answers: Sequence[AnyStepsAnswer]) -> None:
+        """See `Callers.answered`."""
+        for number, answer in zip(callers, answers, strict=True):
+            self._replies[number] = answer
+            self._seen[answer.session] = answer.seq
+        self._note_ends(len(callers))
+
+    def ended(self, caller: int, asked: Asked, outcome: Applied | Exception) -> None:
+        """See `Callers.ended`."""
         if isinstance(outcome, Exception):
-            self._fail(number, outcome)
+            self._fail(caller, outcome)
             return
-        self._seen[self._frame.steps[number].session] = outcome.seq
-        self._applied.append((number, prepared, outcome))
-        self._note_end()
+        self._seen[self._frame.steps[caller].session] = outcome.seq
+        self._applied.append((caller, asked, outcome))
+        self._note_ends(1)
 
     def _fail(self, number: int, error: Exception) -> None:
         self._refuse(number, error)
-        self._note_end()
+        self._note_ends(1)
 
     def _refuse(self, number: int, error: Exception) -> None:
         session = self._frame.steps[number].session
@@ -192,8 +198,8 @@ class Steps:
             error = http.fault()
         self._replies[number] = {"session": session, "error": self._problem(error)}
 
-    def _note_end(self) -> None:
-        self._missing -= 1
+    def _note_ends(self, steps: int) -> None:
+        self._missing -= steps
         if self._missing == 0 and not self._cancelled:
             self._answer()
             self._on_end(self._replies)
@@ -202,20 +208,19 @@ class Steps:
 
     def _answer(self) -> None:
         alike: dict[tuple[Task, Parameters, bool], list[int]] = {}
-        for at, (_, prepared, _) in enumerate(self._applied):
-            kind = prepared.task, prepared.parameters, prepared.packed
-            alike.setdefault(kind, []).append(at)
+        for at, (_, asked, _) in enumerate(self._applied):
+            alike.setdefault((asked.task, asked.parameters, asked.packed), []).append(at)
         for places in alike.values():
             self._answer_together([self._applied[at] for at in places])
 
-    def _answer_together(self, ended: list[tuple[int, Prepared, Applied]]) -> None:
+    def _answer_together(self, ended: list[tuple[int, Asked, Applied]]) -> None:
         ids = [self._frame.steps[number].session for number, _, _ in ended]
         try:
             answers = packed_answers if ended[0][1].packed else steps_answers
-            replies: Sequence[object] = answers(
+            replies: Sequence[AnyStepsAnswer] = answers(
                 [
-                    (name, prepared, applied)
-                    for name, (_, prepared, applied) in zip(ids, ended, strict=True)
+                    (name, asked, applied)
+                    for name, (_, asked, applied) in zip(ids, ended, strict=True)
                 ]
             )
         except Exception as error:

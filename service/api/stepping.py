@@ -12,18 +12,10 @@ import numpy.typing as npt
 
 from service import logs
 from service.api.context import TENANT, Context
-from service.api.schema import (
-    PackedStepsAnswer,
-    SessionAnswer,
-    SessionOptions,
-    StepOf,
-    StepsAnswer,
-    StepsRequest,
-)
-from service.errors import Invalid, ServiceError
-from service.repository import Served
+from service.api.schema import PackedStepsAnswer, SessionAnswer, SessionOptions, StepsAnswer
+from service.errors import Invalid
 from service.sessions.session import Chunk, Session, checked_id
-from service.sessions.table import Applied, Wanted
+from service.sessions.steps import Applied, Wanted
 from service.tasks import packed
 from service.tasks.protocol import Parameters, Task, chunk_of, chunk_of_steps
 
@@ -62,19 +54,25 @@ def describe(context: Context, session: Session) -> SessionAnswer:
     )
 
 
-class Prepared(msgspec.Struct, frozen=True, gc=False):
-    """A step that is checked and can be applied."""
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """What the answer to a step depends on, beside the outputs."""
 
     task: Task
     inputs: list[Any] | bytes
     parameters: Parameters
-    chunk: Chunk
-    wanted: Wanted
 
     @property
     def packed(self) -> bool:
-        """Whether its inputs are, and its answer is to be."""
+        """Whether inputs are packed, and outputs are to be."""
         return isinstance(self.inputs, bytes)
+
+
+class Prepared(msgspec.Struct, frozen=True, gc=False):
+    """A step that is checked and can be applied."""
+
+    asked: Asked
+    chunk: Chunk
+    wanted: Wanted
 
 
 def prepare(
@@ -89,108 +87,52 @@ def prepare(
     Raises:
         ServiceError: The session's model does not take them.
     """
-    task = _served(context, session).task
-    task.check(parameters)
+    task = task_of(context, session)
     if isinstance(inputs, bytes):
-        packed.check(parameters)
-        arrays, _ = _unpacked(context, task, [inputs])
-        chunk = chunk_of_steps(arrays, parameters)
+        chunk = chunk_of_steps(unpacked(context, task, [inputs], parameters), parameters)
     else:
+        task.check(parameters)
         context.check_count(len(inputs))
         if task.text:
             context.check_text(inputs)
         chunk = chunk_of(task, inputs, "$.inputs", parameters)
         context.check_length(chunk.length)
     wanted = Wanted(task.outputs, context.deadline(timeout_s))
-    return Prepared(task, inputs, parameters, chunk, wanted)
+    return Prepared(Asked(task, inputs, parameters), chunk, wanted)
 
 
-def _unpacked(
-    context: Context, task: Task, contents: Sequence[bytes]
-) -> tuple[dict[str, npt.NDArray[Any]], list[int]]:
-    """Packed inputs of some steps as one array, and how many there are of each step."""
-    counts = packed.counts(task, contents, "$.inputs")
-    for count in set(counts):
-        context.check_count(count)
-        context.check_length(count)
-    return packed.unpack(task, contents, "$.inputs"), counts
+def unpacked(
+    context: Context, task: Task, contents: Sequence[bytes], parameters: Parameters
+) -> dict[str, npt.NDArray[Any]]:
+    """Check packed inputs of some steps, at least one, and join them as one array: input name to (inputs, *shape).
 
-
-def prepare_together(
-    context: Context,
-    session: Session,
-    steps: Sequence[StepOf | StepsRequest],
-    timeout_s: float | None,
-) -> list[Prepared] | None:
-    """Prepare steps of several sessions of one model at once, in a fifth of the time of one by one.
-
-    Args:
-        context: The service.
-        session: One of them.
-        steps: At least one.
-        timeout_s: As `prepare` takes it.
-
-    Returns:
-        None unless every input is one time step and `prepare` takes every step; it says what is wrong.
+    Raises:
+        ServiceError: The task does not take those of one of them.
     """
-    task = _served(context, session).task
-    try:
-        together = _together(context, task, steps)
-    except ServiceError:
-        return None
-    if together is None:
-        return None
-    arrays, counts = together
-    wanted = Wanted(task.outputs, context.deadline(timeout_s))
-    prepared, first = [], 0
-    for each, count in zip(steps, counts, strict=True):
-        end = first + count
-        # Copies: a view would keep the inputs of all sessions for as long as the journal keeps those of one.
-        own = {name: array[first:end].copy() for name, array in arrays.items()}
-        chunk = chunk_of_steps(own, each.parameters)
-        prepared.append(Prepared(task, each.inputs, each.parameters, chunk, wanted))
-        first = end
-    return prepared
-
-
-def _together(
-    context: Context, task: Task, steps: Sequence[StepOf | StepsRequest]
-) -> tuple[dict[str, npt.NDArray[Any]], list[int]] | None:
-    """The inputs of some steps as one array, and how many there are of each; None as `prepare_together`."""
-    contents = [each.inputs for each in steps if isinstance(each.inputs, bytes)]
-    lists = [each.inputs for each in steps if isinstance(each.inputs, list)]
-    if contents and lists:
-        return None
-    for parameters in {each.parameters for each in steps}:
-        task.check(parameters)
-        if contents:
-            packed.check(parameters)
-    if contents:
-        return _unpacked(context, task, contents)
-    counts = list(map(len, lists))
-    for count in set(counts):
+    task.check(parameters)
+    packed.check(parameters)
+    for count in set(packed.counts(task, contents, "$.inputs")):
         context.check_count(count)
         context.check_length(count)
-    arrays = task.together(list(chain.from_iterable(lists)))
-    return None if arrays is None else (arrays, counts)
+    return packed.unpack(task, contents, "$.inputs")
 
 
-def steps_answer(session_id: str, prepared: Prepared, applied: Applied) -> StepsAnswer:
+def steps_answer(session_id: str, asked: Asked, applied: Applied) -> StepsAnswer:
     """What was applied, as the API shows it."""
-    results = prepared.task.answers(prepared.inputs, applied.outputs, prepared.parameters)
+    results = asked.task.answers(asked.inputs, applied.outputs, asked.parameters)
     return _answer(session_id, applied, results)
 
 
-def steps_answers(steps: Sequence[tuple[str, Prepared, Applied]]) -> list[StepsAnswer]:
+def steps_answers(steps: Sequence[tuple[str, Asked, Applied]]) -> list[StepsAnswer]:
     """What was applied to several sessions of one model, with the same parameters: see `steps_answer`."""
     task, parameters = steps[0][1].task, steps[0][1].parameters
-    inputs = list(chain.from_iterable([prepared.inputs for _, prepared, _ in steps]))
+    inputs = list(chain.from_iterable([asked.inputs for _, asked, _ in steps]))
     parts = [applied.outputs for _, _, applied in steps]
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in task.outputs}
     results = task.answers(inputs, outputs, parameters)
     answers, first = [], 0
-    for session_id, prepared, applied in steps:
-        end = first + len(prepared.inputs)
+    for session_id, asked, applied in steps:
+        end = first + len(asked.inputs)
         answers.append(_answer(session_id, applied, results[first:end]))
         first = end
     return answers
@@ -206,7 +148,7 @@ def _answer(session_id: str, applied: Applied, results: list[Any]) -> StepsAnswe
     )
 
 
-def packed_answers(steps: Sequence[tuple[str, Prepared, Applied]]) -> list[PackedStepsAnswer]:
+def packed_answers(steps: Sequence[tuple[str, Asked, Applied]]) -> list[PackedStepsAnswer]:
     """What was applied to several sessions by packed inputs: see `steps_answers`."""
     return [
         PackedStepsAnswer(
@@ -214,9 +156,9 @@ def packed_answers(steps: Sequence[tuple[str, Prepared, Applied]]) -> list[Packe
             first=applied.first,
             seq=applied.seq,
             duplicate=applied.duplicate,
-            results=packed.pack(applied.outputs, prepared.task.outputs),
+            results=packed.pack(applied.outputs, asked.task.outputs),
         )
-        for session_id, prepared, applied in steps
+        for session_id, asked, applied in steps
     ]
 
 
@@ -234,8 +176,9 @@ async def step(
     session = await context.sessions.find(session_id, TENANT)
     prepared = prepare(context, session, inputs, parameters, timeout_s)
     applied = await context.sessions.apply(session, prepared.chunk, prepared.wanted, seq)
-    return steps_answer(session_id, prepared, applied)
+    return steps_answer(session_id, prepared.asked, applied)
 
 
-def _served(context: Context, session: Session) -> Served:
-    return context.repository.get(session.identity.model, session.identity.version)
+def task_of(context: Context, session: Session) -> Task:
+    """The task of a session's model."""
+    return context.repository.get(session.identity.model, session.identity.version).task

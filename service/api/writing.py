@@ -23,11 +23,12 @@ from service.contract import ModelConfig
 from service.engine.arena import Slot
 from service.engine.engine import Engine
 from service.engine.sampling import Sampling, uniforms
-from service.engine.scheduler import Flow, Priority, Work, flow_of
+from service.engine.work import Flow, Priority, Work, flow_of
 from service.errors import Invalid, NotStreaming, PayloadMismatch, ServiceError, TooLarge, WrongSeq
 from service.repository import Served
 from service.sessions.session import Chunk, Session
-from service.sessions.table import Applied, Sessions, Step, Wanted
+from service.sessions.steps import Applied, Step, Wanted
+from service.sessions.table import Sessions
 from service.tasks.generation import Generation, Token, Written
 from service.tasks.next_word import NextWordTask
 from service.tasks.protocol import Outputs

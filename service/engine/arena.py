@@ -128,10 +128,12 @@ class Arena:
             Exception: Whatever the graph raises, or an output is not of the shape its config says. Every state is
                 then as before.
         """
-        for slot in slots:
-            self._check(slot)
-        rows = np.fromiter((slot.index for slot in slots), np.int64, len(slots))
-        return self.states.run(rows, feeds, wanted)
+        indices = [slot.index for slot in slots]
+        generation = self._generation
+        if [generation[index] for index in indices] != [slot.generation for slot in slots]:
+            for slot in slots:
+                self._check(slot)
+        return self.states.run(np.array(indices, np.int64), feeds, wanted)
 
     def _check(self, slot: Slot) -> None:
         if self._generation[slot.index] != slot.generation:

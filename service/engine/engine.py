@@ -15,25 +15,37 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.arena import SCRATCH, Arena, Slot
+from service.engine.arena import Arena, Slot
 from service.engine.graph import Runs
 from service.engine.patience import Patience
-from service.engine.rows import join, keep, keep_single, pad, single
-from service.engine.scheduler import ANY_FLOW, Array, Batch, Flow, OnEnd, Outputs, Scheduler, Work
+from service.engine.running import Ended, Running
+from service.engine.scheduler import Scheduler
 from service.engine.shapes import Shapes
 from service.engine.states import states_of
+from service.engine.work import (
+    ANY_FLOW,
+    Array,
+    Batch,
+    Flow,
+    Group,
+    Item,
+    OnEnd,
+    OnGroupEnd,
+    OnRowEnd,
+    Outputs,
+    Work,
+    apart,
+)
 from service.errors import (
     DeadlineExceeded,
     Draining,
-    ModelFailed,
-    NonFinite,
     Overloaded,
     ServiceError,
     StepCancelled,
@@ -90,11 +102,17 @@ class Engine:
         self._clock = clock
         self._shapes = shapes
         self._scheduler = Scheduler(graph.config.batching, shapes)
+        self._running = Running(
+            self._arena, graph.config, shapes, before=partial(self._tell, awaited=False)
+        )
         self._patience = Patience(graph.config.batching.max_batch_size)
         # Work on its way to the thread; both sides touch one end each.
-        self._inbox: deque[Work] = deque()
-        # What the thread took from there and did not look at yet.
-        self._new: list[Work] = []
+        self._inbox: deque[Item] = deque()
+        # Rows ever put there, and taken from there by the thread.
+        self._sent = 0
+        self._taken = 0
+        # What the thread took from there and did not run or queue yet.
+        self._new: list[Item] = []
         # Whether the thread sleeps, until so many are there or it is told to look.
         self._asleep = False
         self._expected = 0
@@ -103,7 +121,7 @@ class Engine:
         self._looking = False
         self._looked_at = 0
         # What ended since the event loop was last told.
-        self._ended: list[tuple[Work, Outputs | Exception]] = []
+        self._ended: list[Ended] = []
         # How often the event loop was told, and by which of these each slot was answered last.
         self._rounds = 0
         self._told = 0
@@ -112,7 +130,7 @@ class Engine:
         # thread, read on the event loop.
         self._row_s = 0.0
         self._room = limits.max_pending
-        self._in_flight: dict[Slot, Work] = {}
+        self._in_flight: dict[Slot, Item] = {}
         self._pending_tokens = 0
         self._give_back_later: set[Slot] = set()
         self._closing = False
@@ -248,36 +266,87 @@ class Engine:
         for values in inputs.values():
             length = len(values)
             break
-        in_flight = self._in_flight
-        there = len(in_flight)
-        if self._closing or (
-            not goes_on
-            and (
-                there >= self._room
-                or self._pending_tokens + length > self._limits.max_pending_tokens
-            )
-        ):
-            raise self.refusal()
-        assert slot not in in_flight, f"{slot} has a step in flight"
         now = self._clock()
-        if now < deadline < now + there * self._row_s and not goes_on:
-            raise self.refusal()
+        if not goes_on or self._closing:
+            self._admit(1, length, deadline, now)
+        assert slot not in self._in_flight, f"{slot} has a step in flight"
         single = length == 1 and len(keep) == 1
         work = Work(slot, inputs, length, keep, outputs, deadline, now, on_end, flow, single=single)
-        in_flight[slot] = work
+        self._in_flight[slot] = work
         self._pending_tokens += length
         if self._answered[slot.index] == self._told:
             self._patience.returned(now)
-        self._inbox.append(work)
+        self._send(work, 1)
+        return work
+
+    def begin_group(
+        self,
+        slots: list[Slot],
+        inputs: Mapping[str, Array],
+        outputs: tuple[str, ...],
+        deadline: float,
+        on_end: OnGroupEnd,
+        on_row: OnRowEnd,
+        flow: Flow = ANY_FLOW,
+    ) -> Group:
+        """Queue steps of several slots, which cost together little more than one by one; all outputs are wanted.
+
+        Args:
+            slots: Where the states are, R different ones; no other step of them may be in flight.
+            inputs: Input name to (R, T, *shape), T >= 1.
+            outputs: Names of the outputs wanted.
+            deadline: Monotonic time after which none must start.
+            on_end: Called on the event loop with the place of a row and the outputs of it and those behind it, each
+                (rows, T, *shape): once for all rows, or for some and then for the others. To be copied if kept.
+            on_row: Called instead for each row that has to go its own way, with its place and what `begin` calls
+                `on_end` with. `Group.works` then has its work.
+            flow: What they are part of; see `Scheduler`.
+
+        Returns:
+            The group; see `Group.leave`.
+
+        Raises:
+            Overloaded, Draining: See `begin`; for all of them, should there be no room for one.
+        """
+        for values in inputs.values():
+            length = values.shape[1]
+            break
+        now, rows, in_flight = self._clock(), len(slots), self._in_flight
+        self._admit(rows, length, deadline, now)
+        group = Group(slots, inputs, length, outputs, deadline, now, on_end, on_row, flow)
+        before = len(in_flight)
+        in_flight.update(dict.fromkeys(slots, group))
+        assert len(in_flight) == before + rows, "a slot has a step in flight"
+        self._pending_tokens += rows * length
+        answered, told = self._answered, self._told
+        if returned := [answered[slot.index] for slot in slots].count(told):
+            self._patience.returned(now, returned)
+        self._send(group, rows)
+        return group
+
+    def _admit(self, rows: int, length: int, deadline: float, now: float) -> None:
+        """Let in so many steps of so many time steps, or raise."""
+        there = len(self._in_flight)
+        if (
+            self._closing
+            or there + rows > self._room
+            or self._pending_tokens + rows * length > self._limits.max_pending_tokens
+            or now < deadline < now + there * self._row_s
+        ):
+            raise self.refusal()
+
+    def _send(self, item: Item, rows: int) -> None:
+        """Leave an item where the thread finds it."""
+        self._inbox.append(item)
+        self._sent += rows
         if not self._looking:
             assert self._loop is not None
             self._looking, self._looked_at = True, 0
             self._loop.call_soon(self._look)
-        return work
 
     def _look(self) -> None:
         """Wake the thread, if it sleeps, when all that could be read was read or all that is expected is there."""
-        there = len(self._inbox)
+        there = self._sent - self._taken
         if self._asleep and self._looked_at < there < self._expected:
             # This turn brought some and others are due: one more.
             assert self._loop is not None
@@ -293,43 +362,50 @@ class Engine:
         assert slot not in self._in_flight, f"{slot} has a step in flight"
         return slot
 
-    def _deliver(self, ended: Sequence[tuple[Work, Outputs | Exception]], told: int) -> None:
+    def _deliver(self, ended: Sequence[Ended], told: int) -> None:
         self._told = told
-        in_flight, answered, give_back_later = (
-            self._in_flight,
-            self._answered,
-            self._give_back_later,
-        )
-        for work, outcome in ended:
-            slot = work.slot
-            del in_flight[slot]
-            self._pending_tokens -= work.length
-            answered[slot.index] = told
-            if slot in give_back_later:
-                give_back_later.discard(slot)
-                self.give_back(slot)
-            on_end, work.on_end = work.on_end, _nothing
+        in_flight, answered = self._in_flight, self._answered
+        for item, outcome in ended:
+            if type(item) is Work:
+                slot = item.slot
+                del in_flight[slot]
+                answered[slot.index] = told
+            else:
+                for slot in item.slots:
+                    del in_flight[slot]
+                    answered[slot.index] = told
+            self._pending_tokens -= item.rows * item.length
+            if self._give_back_later:
+                self._give_back(item.slots)
             try:
-                on_end(outcome)
+                _end(item, outcome)
             except Exception:
                 # A fault of ours; the other steps of the batch are to end all the same.
                 log.exception("the end of a step of model %s failed", self.config.name)
+
+    def _give_back(self, slots: Iterable[Slot]) -> None:
+        for slot in self._give_back_later.intersection(slots):
+            self._give_back_later.discard(slot)
+            self.give_back(slot)
 
     # In the compute thread.
 
     def _work(self) -> None:
         while self._collect():
             now = self._clock()
-            batch = self._scheduler.straight(self._new, now)
-            if batch is None:
-                self._scheduler.extend(self._new)
-                decision = self._scheduler.next_batch(now)
-                self._ended += [(work, StepCancelled()) for work in decision.cancelled]
-                self._ended += [(work, _too_late(work)) for work in decision.late]
-                batch = decision.batch
+            straight = self._scheduler.straight(self._new, now)
+            if straight is not None:
+                items, rest = straight
+                self._new = list(rest)
+                self._run_together(items)
+                continue
+            self._scheduler.extend(apart(self._new))
             self._new = []
-            if batch is not None:
-                self._run(batch)
+            decision = self._scheduler.next_batch(now)
+            self._ended += [(work, StepCancelled()) for work in decision.cancelled]
+            self._ended += [(work, _too_late(work)) for work in decision.late]
+            if decision.batch is not None:
+                self._run(decision.batch)
 
     def _collect(self) -> bool:
         """Take what arrived, and wait while there is nothing to do, or while waiting pays.
@@ -339,8 +415,10 @@ class Engine:
         scheduler, patience, inbox = self._scheduler, self._patience, self._inbox
         waited = False
         while True:
-            self._new += [inbox.popleft() for _ in range(len(inbox))]
-            waiting = len(scheduler) + len(self._new)
+            new = [inbox.popleft() for _ in range(len(inbox))]
+            self._taken += _rows(new)
+            self._new += new
+            waiting = len(scheduler) + _rows(self._new)
             if not waiting:
                 self._tell(awaited=True)
                 if self._closing and not self._inbox:
@@ -349,11 +427,11 @@ class Engine:
             elif (
                 self._closing
                 or not scheduler.only_single_steps
-                or {work.length for work in self._new} - {1}
+                or {item.length for item in self._new} - {1}
             ):
                 return True
             elif self._ended:
-                if not patience.answer_first(waiting, len(self._ended)):
+                if not patience.answer_first(waiting, _rows(item for item, _ in self._ended)):
                     return True
                 self._tell(awaited=True)
             else:
@@ -390,18 +468,33 @@ class Engine:
         assert self._loop is not None
         ended, self._ended = self._ended, []
         self._rounds += 1
-        self._patience.told(len(ended), self._clock(), awaited=awaited)
+        self._patience.told(_rows(item for item, _ in ended), self._clock(), awaited=awaited)
         try:
             self._loop.call_soon_threadsafe(self._deliver, ended, self._rounds)
         except RuntimeError:
             log.warning("event loop closed; %d results dropped", len(ended))
+
+    def _run_together(self, items: Sequence[Item]) -> None:
+        """Run whole items; those of one row each are a batch like any other."""
+        works = [item for item in items if type(item) is Work]
+        length = items[0].length
+        if len(works) == len(items):
+            self._run(Batch(tuple(works), (1,) * len(works), 1))
+            return
+        started = self._clock()
+        self._metrics.queue_seconds.observe(started - min([item.queued_at for item in items]))
+        ended = self._running.together(items)
+        self._ended += ended
+        steps = _rows(item for item, outcome in ended if type(outcome) is dict)
+        rows = _rows(items)
+        self._learn(rows, length, rows * length, steps, self._clock() - started)
 
     def _run(self, batch: Batch) -> None:
         started = self._clock()
         new = [work.queued_at for work in batch.works if work.done == 0]
         if new:
             self._metrics.queue_seconds.observe(started - min(new))
-        outcomes = self._apply_or_isolate(batch)
+        outcomes = self._running.batch(batch)
         taken = self._clock() - started
         steps = 0
         for work, outcome in zip(batch.works, outcomes, strict=True):
@@ -411,93 +504,52 @@ class Engine:
             self._ended.append((work, outcome))
             if type(outcome) is dict:
                 steps += 1
+        self._learn(len(batch.works), batch.time, sum(batch.lengths), steps, taken)
+
+    def _learn(self, rows: int, time: int, tokens: int, steps: int, taken: float) -> None:
+        """Count a batch, and remember what it took."""
         try:
-            self._learn(batch, steps, taken)
+            self._metrics.steps.inc(steps)
+            self._metrics.tokens.inc(tokens)
+            self._metrics.batch_size.observe(rows)
+            self._metrics.batch_fill.observe(tokens / (rows * time))
+            self._metrics.run_seconds.observe(taken)
+            self._scheduler.ran(rows, time, taken)
+            if time == 1:
+                self._patience.ran(rows, taken)
+            self._learn_room(rows, time, taken)
         except Exception:
             # A fault of ours; the model goes on.
             log.exception("what a batch of model %s took is lost", self.config.name)
 
-    def _learn(self, batch: Batch, steps: int, taken: float) -> None:
-        """Count a batch, and remember what it took."""
-        self._metrics.steps.inc(steps)
-        tokens = sum(batch.lengths)
-        self._metrics.tokens.inc(tokens)
-        self._metrics.batch_size.observe(len(batch.works))
-        self._metrics.batch_fill.observe(tokens / (len(batch.works) * batch.time))
-        self._metrics.run_seconds.observe(taken)
-        self._scheduler.ran(batch, taken)
-        if batch.time == 1:
-            self._patience.ran(len(batch.works), taken)
-        self._learn_room(batch, taken)
-
-    def _learn_room(self, batch: Batch, seconds: float) -> None:
+    def _learn_room(self, ran: int, time: int, seconds: float) -> None:
         """Say how many steps may be in flight: those of the running batch, of the next one, or of `max_queue_s`.
 
         A step counts as a row of a full batch. One of several time steps takes what its batch took for a row, where
         that was at least half full: smaller ones say little of what many would take.
         """
         rows = self.config.batching.max_batch_size
-        if batch.time == 1:
+        if time == 1:
             row_s = self._patience.times.of(rows) / rows
-        elif 2 * len(batch.works) >= rows:
-            row_s = seconds / len(batch.works)
+        elif 2 * ran >= rows:
+            row_s = seconds / ran
         else:
             return
         self._row_s += (_NEW if self._row_s else 1.0) * (row_s - self._row_s)
         in_time = self._limits.max_queue_s / self._row_s if self._row_s else math.inf
         self._room = int(min(self._limits.max_pending, max(2 * rows, in_time)))
 
-    def _apply_or_isolate(self, batch: Batch) -> list[Outputs | Exception | None]:
-        """Apply a batch; should the model raise, apply each row alone, so that only the guilty one fails."""
-        try:
-            return self._apply(batch)
-        except Exception:
-            # Whatever a graph raises must not end the loop or leave a caller without an answer.
-            log.exception("model %s raised on %d rows", self.config.name, len(batch.works))
-        outcomes: list[Outputs | Exception | None] = []
-        for work, length in zip(batch.works, batch.lengths, strict=True):
-            try:
-                outcomes += self._apply(Batch((work,), (length,), length))
-            except Exception as error:
-                log.exception("model %s raised on one row", self.config.name)
-                detail = f"model {self.config.name} raised {type(error).__name__}"
-                outcomes.append(ModelFailed(f"{detail}; the step was not applied"))
-        return outcomes
 
-    def _apply(self, batch: Batch) -> list[Outputs | Exception | None]:
-        """Run rows once; those that come out finite keep their next state, the others' stays as it was."""
-        works, config = batch.works, self.config
-        rows, time = len(works), batch.time
-        if self._shapes is not None:
-            rows, time = self._shapes.padded(rows, time)
-        fill = rows - len(works)
-        slots = [work.slot for work in works] + [SCRATCH] * fill
-        feeds = {t.name: pad(batch, t.name, t.shape, t.dtype, rows, time) for t in config.inputs}
-        feeds[config.lengths] = np.array(batch.lengths + (time,) * fill, np.int32)
-        asked = {name for outputs in {work.outputs for work in works} for name in outputs}
-        # Order of the model's outputs.
-        wanted = [tensor.name for tensor in config.outputs if tensor.name in asked]
-        if len(wanted) < len(asked):
-            raise KeyError(f"the model has not all of the outputs {', '.join(sorted(asked))}")
-        self._tell(awaited=False)
-        result, finite = self._arena.run(slots, feeds, wanted)
-        # Every output has the shape its config says, so nothing raises after the states are written.
-        if single(batch) and finite[: len(works)].all():
-            for work in works:
-                work.done = 1
-            return list(keep_single(batch, result))
-        outcomes: list[Outputs | Exception | None] = []
-        kept = keep(batch, result)
-        for row, (work, length) in enumerate(zip(works, batch.lengths, strict=True)):
-            if not finite[row]:
-                detail = "the model computed NaN or infinity; the step was not applied"
-                outcomes.append(NonFinite(detail))
-                continue
-            if (part := kept[row]) is not None:
-                work.parts += (part,)
-            work.done += length
-            outcomes.append(join(work) if work.done == work.length else None)
-        return outcomes
+def _rows(items: Iterable[Item]) -> int:
+    return sum([item.rows for item in items])
+
+
+def _end(item: Item, outcome: Outputs | Exception) -> None:
+    if type(item) is Work:
+        on_end, item.on_end = item.on_end, _nothing
+        on_end(outcome)
+    elif isinstance(item, Group) and not isinstance(outcome, Exception):
+        item.on_end(item.first, outcome)
 
 
 def _nothing(outcome: Outputs | Exception) -> None:

@@ -100,9 +100,9 @@ class Patience:
         self._told, self._told_at, self._awaited = rows, now, awaited
         self._returned = 0
 
-    def returned(self, at: float) -> None:
-        """A session that was answered last came back."""
-        self._returned += 1
+    def returned(self, at: float, rows: int = 1) -> None:
+        """Sessions that were answered last came back."""
+        self._returned += rows
         self._returned_at = at
 
     @property

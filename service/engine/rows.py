@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from service.engine.scheduler import Array, Batch, Outputs, Work
+from service.contract import Tensor
+from service.engine.work import Array, Batch, Item, Outputs, Work
 
 _SMALL = 1024
 """Bytes of a row up to which its time is worth more than the memory of the batch that it would keep."""
@@ -33,6 +34,17 @@ def pad(batch: Batch, name: str, shape: tuple[int, ...], dtype: str, rows: int, 
     padded = np.zeros((rows, time, *shape), dtype)
     for row, (work, length) in enumerate(zip(works, batch.lengths, strict=True)):
         padded[row, :length] = work.inputs[name][work.done : work.done + length]
+    return padded
+
+
+def block(items: Sequence[Item], tensor: Tensor, rows: int, time: int) -> Array:
+    """All of some items of as many time steps, (rows, time, *shape); zero beyond these and in rows of none."""
+    blocks = [item.block(tensor.name) for item in items]
+    found = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    if found.shape[:2] == (rows, time):
+        return found
+    padded = np.zeros((rows, time, *tensor.shape), tensor.dtype)
+    padded[: len(found), : found.shape[1]] = found
     return padded
 
 

@@ -14,111 +14,12 @@ is shared is the model's time, as measured.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heapreplace
-from typing import Any, Literal
-
-import msgspec
-import numpy as np
-import numpy.typing as npt
 
 from service.contract import Batching
-from service.engine.arena import Slot
 from service.engine.shapes import Shapes
-
-Array = npt.NDArray[Any]
-Outputs = dict[str, Array]
-OnEnd = Callable[[Outputs | Exception], None]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Flow:
-    """Work that shares the model with other flows, by weight and whatever its amount.
-
-    Attributes:
-        tenant: Whose it is.
-        kind: `session` for steps of sessions, `once` for whole inputs: neither can crowd out the other.
-        weight: Share of the model's time, relative to the others'.
-    """
-
-    tenant: str = ""
-    kind: Literal["session", "once"] = "session"
-    weight: float = 1.0
-
-
-ANY_FLOW = Flow()
-
-Priority = Literal["low", "normal", "high"]
-
-_WEIGHTS: dict[Priority, float] = {"low": 0.25, "normal": 1.0, "high": 4.0}
-
-
-@lru_cache(maxsize=4096)
-def flow_of(tenant: str, kind: Literal["session", "once"], priority: Priority) -> Flow:
-    """The flow of a tenant's work of one kind and priority, the same object each time.
-
-    Each priority has four times the share of the one below it; none has nothing.
-    """
-    return Flow(tenant, kind, _WEIGHTS[priority])
-
-
-class Work(msgspec.Struct, eq=False):
-    """A step on its way: the inputs a session adds, and what is wanted back.
-
-    Attributes:
-        slot: Where the session's state is.
-        inputs: Input name to (T, *shape).
-        length: T, at least 1.
-        keep: Rising positions in 0..T-1 whose outputs are wanted.
-        outputs: Names of the outputs wanted.
-        deadline: Monotonic time after which it must not start.
-        queued_at: Monotonic time of arrival.
-        on_end: Called once with the outputs, or with the error that ended it.
-        flow: What it is part of.
-        done: Time steps applied so far.
-        cancelled: Set by a caller that left. Work found cancelled is dropped before it runs.
-        parts: Outputs kept so far, one dictionary a chunk.
-        single: Whether it is one time step, and outputs of it are wanted.
-        chunk: Time steps of the next chunk; the scheduler's.
-        start: Virtual time at which it is due; the scheduler's.
-    """
-
-    slot: Slot
-    inputs: Mapping[str, Array]
-    length: int
-    keep: npt.NDArray[np.intp]
-    outputs: tuple[str, ...]
-    deadline: float
-    queued_at: float
-    on_end: OnEnd
-    flow: Flow = ANY_FLOW
-    done: int = 0
-    cancelled: bool = False
-    parts: tuple[Outputs, ...] = ()
-    single: bool = False
-    chunk: int = 1
-    start: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows that run together: row i applies `lengths[i]` time steps of `works[i]`, padded to `time`."""
-
-    works: tuple[Work, ...]
-    lengths: tuple[int, ...]
-    time: int
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What to do now: a batch to run, if any, and the work dropped on the way to it."""
-
-    batch: Batch | None
-    cancelled: tuple[Work, ...]
-    late: tuple[Work, ...]
-
+from service.engine.work import Batch, Decision, Flow, Item, Work
 
 _Queue = deque[Work]
 _Queues = dict[Flow, _Queue]
@@ -202,25 +103,36 @@ class Scheduler:
         for work in works:
             self.add(work)
 
-    def straight(self, works: Sequence[Work], now: float) -> Batch | None:
-        """The batch of new work that leaves nothing to decide; else None, and nothing is changed.
+    def straight(
+        self, items: Sequence[Item], now: float
+    ) -> tuple[Sequence[Item], Sequence[Item]] | None:
+        """Of new items those that run next where nothing has to be decided, and the others; else None.
 
-        That is: nothing else waits, all are single steps of one flow that fit into a batch, and none is to be dropped.
+        That is: nothing else waits, all are of one flow and as many time steps, and none is to be dropped. Then they
+        run in the order in which they came. Nothing is changed.
         """
-        most = min(self._most(0), self._limits.max_batch_tokens)
-        if self._waiting or not 0 < len(works) <= most:
+        if self._waiting or not items:
             return None
-        flow = works[0].flow
-        for work in works:
+        flow, length = items[0].flow, items[0].length
+        for item in items:
             if (
-                not work.single
-                or work.flow is not flow
-                or work.cancelled
-                or work.deadline < now
-                or work.done
+                item.length != length
+                or item.flow is not flow
+                or not item.whole
+                or item.deadline < now
             ):
                 return None
-        return Batch(tuple(works), (1,) * len(works), 1)
+        if length > self._longest or (length > 1 and length > self._longest_now()):
+            return None
+        room = min(self._most((length - 1).bit_length()), self._limits.max_batch_tokens // length)
+        for number, item in enumerate(items):
+            if item.rows > room:
+                if not room or isinstance(item, Work):
+                    return items[:number], items[number:]
+                head, tail = item.cut(room)
+                return [*items[:number], head], [tail, *items[number + 1 :]]
+            room -= item.rows
+        return items, ()
 
     def next_batch(self, now: float) -> Decision:
         """Decide what runs next.
@@ -238,16 +150,16 @@ class Scheduler:
                 return Decision(batch, tuple(cancelled), tuple(late))
         return Decision(None, tuple(cancelled), tuple(late))
 
-    def ran(self, batch: Batch, seconds: float) -> None:
-        """Learn from a batch that ran in so many seconds."""
-        size_class = (batch.time - 1).bit_length()
-        token_s = seconds / (len(batch.works) * batch.time)
+    def ran(self, rows: int, time: int, seconds: float) -> None:
+        """Learn from a batch of so many rows and time steps that ran in so many seconds."""
+        size_class = (time - 1).bit_length()
+        token_s = seconds / (rows * time)
         known = self._token_s.get(size_class, token_s)
         self._token_s[size_class] = known + _NEW * (token_s - known)
-        if batch.time == 1:
+        if time == 1:
             self._single_s, self._since_single = seconds, 0
         else:
-            step_s = seconds / batch.time
+            step_s = seconds / time
             self._step_s += (_NEW if self._step_s else 1.0) * (step_s - self._step_s)
             self._since_single += 1
 

@@ -88,10 +88,9 @@ class MemoryJournal:
         kept = self._sessions.get(entry.session)
         if kept is None or kept.epoch != entry.epoch or kept.seq != entry.reply.first - 1:
             return False
-        content = content_of(entry.inputs)
+        content = entry.content
         kept.log += len(content).to_bytes(_LENGTH_BYTES, "little") + content
-        if not kept.inputs:
-            kept.inputs = layout_of(entry.inputs)
+        kept.inputs = entry.layout
         kept.seq = entry.seq
         kept.reply = entry.reply
         return True

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.scheduler import Priority
+from service.engine.work import Priority
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -114,15 +114,22 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         session: Id.
         epoch: Epoch of the committer.
         seq: Inputs committed once this entry is.
-        inputs: Input name to (T, *shape): what was fed to the model.
+        layout: What was fed to the model, (T, *shape) each.
+        content: What is in that.
         reply: What was answered; its `first` is the number of inputs committed before, plus one.
     """
 
     session: str
     epoch: int
     seq: int
-    inputs: Arrays
+    layout: Layout
+    content: bytes
     reply: Reply
+
+    @classmethod
+    def of(cls, session: str, epoch: int, seq: int, inputs: Arrays, reply: Reply) -> Entry:
+        """The entry of some inputs, input name to (T, *shape)."""
+        return cls(session, epoch, seq, layout_of(inputs), content_of(inputs), reply)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from service.journal.protocol import Entry, Journal
 log = logging.getLogger(__name__)
 
 OnCommit = Callable[[Exception | None], None]
+OnCommits = Callable[[list[Exception | None]], None]
 
 
 class GroupCommit:
@@ -23,7 +24,7 @@ class GroupCommit:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._waiting: list[tuple[Entry, OnCommit]] = []
+        self._waiting: list[tuple[list[Entry], OnCommits]] = []
         self._flushes: set[asyncio.Task[None]] = set()
 
     def add(self, entry: Entry, on_commit: OnCommit) -> None:
@@ -34,7 +35,11 @@ class GroupCommit:
             on_commit: Called with None once it is committed; else with the error: `SessionFenced` when another owner
                 took the session and nothing was committed, anything else when the store failed.
         """
-        self._waiting.append((entry, on_commit))
+        self.add_all([entry], lambda outcomes: on_commit(outcomes[0]))
+
+    def add_all(self, entries: list[Entry], on_commit: OnCommits) -> None:
+        """Commit entries of as many sessions; `on_commit` is called once, with the outcome of each."""
+        self._waiting.append((entries, on_commit))
         if len(self._waiting) == 1:
             # Behind every step that the same wake-up resolved.
             asyncio.get_running_loop().call_soon(self._start_flush)
@@ -45,23 +50,27 @@ class GroupCommit:
         self._flushes.add(flush)
         flush.add_done_callback(self._flushes.discard)
 
-    async def _flush(self, group: list[tuple[Entry, OnCommit]]) -> None:
+    async def _flush(self, group: list[tuple[list[Entry], OnCommits]]) -> None:
+        entries = [entry for part, _ in group for entry in part]
         outcomes: list[Exception | None]
         try:
-            committed = await self._journal.commit([entry for entry, _ in group])
+            committed = await self._journal.commit(entries)
         except Exception as error:
             # The store failed: every caller of the group has to know.
-            outcomes = [error] * len(group)
+            outcomes = [error] * len(entries)
         else:
             outcomes = [
                 None
                 if done
                 else SessionFenced(f"session {entry.session} was taken by another owner")
-                for (entry, _), done in zip(group, committed, strict=True)
+                for entry, done in zip(entries, committed, strict=True)
             ]
-        for (_, on_commit), outcome in zip(group, outcomes, strict=True):
+        first = 0
+        for part, on_commit in group:
+            end = first + len(part)
             try:
-                on_commit(outcome)
+                on_commit(outcomes[first:end])
             except Exception:
                 # A fault of ours; the others of the group are to hear of theirs.
                 log.exception("the end of a commit failed")
+            first = end

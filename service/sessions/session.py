@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.arena import Slot
-from service.engine.scheduler import Flow, flow_of
+from service.engine.work import Flow, flow_of
 from service.errors import Invalid, PayloadMismatch, WrongSeq
 from service.journal.protocol import Identity, Reply, Stored
 
@@ -52,20 +52,30 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
         return int(self.ends[-1]) + 1
 
     def digest(self) -> bytes:
-        """The same for the same payload and for no other: a short one is its own digest, of a long one 16 bytes."""
+        """See `digest_of`."""
         arrays = self.arrays
         if len(arrays) == 1:
             (array,) = arrays.values()
             content = array.tobytes()
         else:
             content = b"".join([arrays[name].tobytes() for name in sorted(arrays)])
-        if len(content) <= _SHORT:
-            ends = self.ends
-            return self.parameters + bytes((len(ends),)) + ends.tobytes() + content
-        value = blake2b(self.parameters, digest_size=16)
-        value.update(self.ends.tobytes())
-        value.update(content)
-        return value.digest()
+        return digest_of(self.parameters, self.ends.tobytes(), content)
+
+
+def digest_of(parameters: bytes, ends: bytes, content: bytes) -> bytes:
+    """The same for the same payload and for no other: a short one is its own digest, of a long one 16 bytes.
+
+    Args:
+        parameters: What else the reply depends on.
+        ends: Positions of the last time step of each input.
+        content: All inputs by name, one after the other.
+    """
+    if len(content) <= _SHORT:
+        return b"".join((parameters, len(ends).to_bytes(2, "little"), ends, content))
+    value = blake2b(parameters, digest_size=16)
+    value.update(ends)
+    value.update(content)
+    return value.digest()
 
 
 @dataclass(slots=True, eq=False)

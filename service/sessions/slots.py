@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from service.engine.arena import Slot
 from service.engine.engine import Engine
-from service.engine.scheduler import ANY_FLOW, Flow
+from service.engine.work import ANY_FLOW, Flow
 from service.errors import Overloaded, UnknownSession
 from service.journal.protocol import Journal, Snapshot, Stored, join_log
 from service.metrics import Metrics

@@ -1,8 +1,4 @@
-"""The sessions of this process: create, find, step, page out, expire.
-
-A step belongs to no caller: one that leaves lets a queued step drop and a running one go on to its commit, so that a
-retry with the same seq always finds either nothing applied or the whole reply.
-"""
+"""The sessions of this process: create, find, page out, expire; how they step is in `steps`."""
 
 from __future__ import annotations
 
@@ -11,40 +7,30 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import msgspec
 import numpy.typing as npt
 
 from service.engine.engine import Engine
-from service.engine.scheduler import ANY_FLOW, Flow, Priority, Work
+from service.engine.work import ANY_FLOW, Flow, Priority
 from service.errors import (
     Overloaded,
-    SessionBusy,
     SessionExists,
-    SessionFenced,
     SessionGone,
-    StepCancelled,
     UnknownSession,
 )
 from service.journal.protocol import (
-    Entry,
     Identity,
     Journal,
-    Layout,
-    Reply,
     Tombstone,
-    content_of,
-    layout_of,
 )
 from service.metrics import Metrics
-from service.sessions.commit import GroupCommit
-from service.sessions.session import Chunk, Session, find_retry
+from service.sessions.session import Chunk, Session
 from service.sessions.slots import Slots, run_slot
+from service.sessions.steps import Steps, check_idle
 
 log = logging.getLogger(__name__)
 
@@ -71,87 +57,6 @@ class Policy:
     max_sessions: int
     evict_idle_s: float
     snapshot_every: int
-
-
-class Wanted(msgspec.Struct, frozen=True, gc=False):
-    """What a request wants back.
-
-    Attributes:
-        stored: Outputs that make the reply, kept for a retry.
-        passing: Outputs wanted once more, never stored: too large.
-        deadline: Monotonic time after which the step must not start.
-    """
-
-    stored: tuple[str, ...]
-    deadline: float
-    passing: tuple[str, ...] = ()
-
-
-class Applied(msgspec.Struct, frozen=True, gc=False):
-    """A committed request.
-
-    Attributes:
-        first: `seq` of its first input.
-        seq: Inputs committed after it.
-        outputs: Output name to (inputs, *shape), or (time steps, *shape) where every time step is wanted.
-        duplicate: Whether it was a retry, answered from the journal.
-    """
-
-    first: int
-    seq: int
-    outputs: Outputs
-    duplicate: bool
-
-
-OnEnd = Callable[[Applied | Exception], None]
-
-
-class Step:
-    """A request on its way through a session.
-
-    Args:
-        session: The session.
-        chunk: What is fed.
-        wanted: What to answer.
-        seq: Number the caller gave to the first input.
-        on_end: Called with what became of it, unless the caller left.
-    """
-
-    __slots__ = (
-        "chunk",
-        "entry",
-        "goes_on",
-        "left",
-        "on_end",
-        "outputs",
-        "seq",
-        "session",
-        "wanted",
-        "work",
-    )
-
-    entry: Entry
-    """What is committed, once it is computed."""
-    outputs: Outputs
-    """What was computed."""
-
-    def __init__(
-        self, session: Session, chunk: Chunk, wanted: Wanted, seq: int | None, on_end: OnEnd
-    ) -> None:
-        self.session = session
-        self.chunk = chunk
-        self.wanted = wanted
-        self.seq = seq
-        self.on_end = on_end
-        self.left = False
-        self.goes_on = False
-        self.work: Work | None = None
-
-    def leave(self) -> None:
-        """The caller left: a queued step is dropped, a running one goes on to its commit."""
-        self.left = True
-        if self.work is not None:
-            self.work.cancelled = True
 
 
 class Sessions:
@@ -181,15 +86,16 @@ class Sessions:
         self._metrics = metrics
         self.clock = clock
         self.wall_clock = wall_clock
-        self._commit = GroupCommit(journal)
         self.slots = Slots(journal, metrics)
         # In order of use, the longest unused first.
         self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._steps: set[Step] = set()
-        self._layouts: dict[tuple[Engine, tuple[str, ...]], Layout] = {}
-        # Set when the last of them ends.
-        self._quiet = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._steps = steps = Steps(
+            journal, self.slots, metrics, policy.snapshot_every, self._touch, self._remove
+        )
+        self.ready = steps.ready
+        self.begin = steps.begin
+        self.begin_together = steps.begin_together
+        self.apply = steps.apply
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -285,10 +191,10 @@ class Sessions:
         Raises:
             SessionBusy: A step is in flight.
         """
-        _check_idle(session)
+        check_idle(session)
         await self._end(session, "deleted")
 
-    # Steps.
+    # Steps; those of sessions are `Steps`.
 
     @contextmanager
     def hold(self, session: Session) -> Iterator[None]:
@@ -297,186 +203,13 @@ class Sessions:
         Raises:
             SessionBusy: A step is in flight, or another caller holds it.
         """
-        _check_idle(session)
+        check_idle(session)
         session.held = True
         try:
             yield
         finally:
             session.held = False
-            self._touch(session)
-
-    async def apply(
-        self,
-        session: Session,
-        chunk: Chunk,
-        wanted: Wanted,
-        seq: int | None = None,
-        *,
-        held: bool = False,
-    ) -> Applied:
-        """Apply inputs to a session, once, and wait for it; see `begin`."""
-        future: asyncio.Future[Applied] = asyncio.get_running_loop().create_future()
-        step = self.begin(session, chunk, wanted, seq, partial(_settle, future), held=held)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            step.leave()
-            raise
-
-    def begin(
-        self,
-        session: Session,
-        chunk: Chunk,
-        wanted: Wanted,
-        seq: int | None,
-        on_end: OnEnd,
-        *,
-        held: bool = False,
-        goes_on: bool = False,
-    ) -> Step:
-        """Begin to apply inputs to a session, once.
-
-        Where the state is at hand the model may start at once, while the event loop reads other requests.
-
-        Args:
-            session: As found by `find`.
-            chunk: What to feed.
-            wanted: What to answer, and until when.
-            seq: Number of the first input; None means the next.
-            on_end: Called with what was applied, or with `SessionFenced` when another owner took the session, or with
-                the error for which the step was not applied (`Engine.begin`). For a retry, before this returns.
-            held: Whether the caller holds the session.
-            goes_on: See `Engine.begin`.
-
-        Raises:
-            SessionBusy: Another step is in flight.
-            WrongSeq, PayloadMismatch: See `find_retry`.
-            Overloaded, Draining: See `Engine.begin`.
-        """
-        _check_idle(session, held=held)
-        step = Step(session, chunk, wanted, seq, on_end)
-        step.goes_on = goes_on
-        retry = find_retry(session, seq, chunk)
-        if retry is not None:
-            self._touch(session)
-            on_end(self._duplicate(session, retry))
-            return step
-        if session.slot is not None:
-            self._submit(step)
-        else:
-            self._spawn(self._wake_for(step))
-        session.busy = True
-        self._steps.add(step)
-        return step
-
-    def _duplicate(self, session: Session, retry: Reply) -> Applied:
-        self._metrics.duplicate_steps.labels(*session.labels).inc()
-        return Applied(retry.first, session.seq, retry.outputs, duplicate=True)
-
-    async def _wake_for(self, step: Step) -> None:
-        session = step.session
-        try:
-            await self._wake(session)
-            # The journal may know more than this process did: a commit that was reported failed, or another
-            # owner's. So the question is asked again.
-            retry = find_retry(session, step.seq, step.chunk)
-            if retry is None:
-                self._submit(step)
-                return
-        except Exception as error:
-            self._end_step(step, error)
-        else:
-            self._end_step(step, self._duplicate(session, retry))
-
-    async def _wake(self, session: Session) -> None:
-        try:
-            await self.slots.wake(session)
-        except UnknownSession:
-            self._remove(session)
-            raise
-
-    def _submit(self, step: Step) -> None:
-        session, chunk, wanted = step.session, step.chunk, step.wanted
-        assert session.slot is not None
-        step.work = session.engine.begin(
-            session.slot,
-            chunk.arrays,
-            chunk.keep,
-            wanted.stored + wanted.passing if wanted.passing else wanted.stored,
-            wanted.deadline,
-            partial(self._computed, step),
-            session.flow,
-            goes_on=step.goes_on,
-        )
-        step.work.cancelled = step.left
-
-    def _computed(self, step: Step, outcome: Outputs | Exception) -> None:
-        session, chunk, wanted = step.session, step.chunk, step.wanted
-        if isinstance(outcome, Exception):
-            assert step.work is not None
-            if step.work.done:
-                self.slots.drop(session)
-            self._end_step(step, outcome)
-            return
-        stored = {name: outcome[name] for name in wanted.stored} if wanted.passing else outcome
-        committed = session.seq
-        step.outputs = outcome
-        step.entry = Entry(
-            session.identity.id,
-            session.epoch,
-            committed + len(chunk.ends),
-            chunk.arrays,
-            self._reply(committed + 1, step, stored),
-        )
-        self._commit.add(step.entry, partial(self._committed, step))
-
-    def _reply(self, first: int, step: Step, outputs: Outputs) -> Reply:
-        kind = step.session.engine, step.wanted.stored
-        layout = self._layouts.get(kind)
-        if layout is None:
-            # Found out once for each: a model's outputs are always alike.
-            layout = self._layouts[kind] = layout_of(outputs)
-        return Reply(first, step.chunk.digest(), layout, content_of(outputs))
-
-    def _committed(self, step: Step, error: Exception | None) -> None:
-        session, entry = step.session, step.entry
-        if error is not None:
-            # The state ran ahead of the commit: it is loaded anew on next use.
-            self.slots.drop(session)
-            if isinstance(error, SessionFenced):
-                self._remove(session)
-            self._end_step(step, error)
-            return
-        session.seq, session.reply = entry.seq, entry.reply
-        assert step.work is not None
-        session.log_length += step.work.length
-        applied = Applied(entry.reply.first, entry.seq, step.outputs, duplicate=False)
-        if session.log_length >= self._policy.snapshot_every:
-            self._spawn(self._snapshot_after(step, applied))
-        else:
-            self._end_step(step, applied)
-
-    async def _snapshot_after(self, step: Step, applied: Applied) -> None:
-        try:
-            await self.slots.snapshot(step.session)
-        finally:
-            self._end_step(step, applied)
-
-    def _end_step(self, step: Step, outcome: Applied | Exception) -> None:
-        self._steps.discard(step)
-        if not self._steps:
-            self._quiet.set()
-        step.session.busy = False
-        self._touch(step.session)
-        if not step.left:
-            step.on_end(outcome)
-        elif isinstance(outcome, Exception) and not isinstance(outcome, StepCancelled):
-            log.info("step of a departed caller ended with %s", outcome)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            self._touch((session,))
 
     async def run_once(
         self,
@@ -557,9 +290,7 @@ class Sessions:
 
     async def drain(self) -> None:
         """Wait for steps in flight, then snapshot every resident session."""
-        while self._steps:
-            self._quiet.clear()
-            await self._quiet.wait()
+        await self._steps.ended()
         for session in list(self._sessions.values()):
             await self.slots.snapshot(session)
 
@@ -589,26 +320,11 @@ class Sessions:
             del self._sessions[session.identity.id]
             self._metrics.sessions.labels(*session.labels).dec()
 
-    def _touch(self, session: Session) -> None:
-        session.used_at = self.clock()
-        self.slots.touch(session)
-        if session.identity.id in self._sessions:
-            self._sessions.move_to_end(session.identity.id)
-
-
-def _check_idle(session: Session, *, held: bool = False) -> None:
-    if session.busy or (session.held and not held):
-        raise SessionBusy(
-            f"a step of session {session.identity.id} is in flight",
-            committed=session.seq,
-            expected=session.seq + 1,
-        )
-
-
-def _settle(future: asyncio.Future[Applied], outcome: Applied | Exception) -> None:
-    if future.done():
-        return
-    if isinstance(outcome, Exception):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
+    def _touch(self, sessions: Iterable[Session]) -> None:
+        now, known = self.clock(), self._sessions
+        for session in sessions:
+            session.used_at = now
+            self.slots.touch(session)
+            session_id = session.identity.id
+            if session_id in known:
+                known.move_to_end(session_id)

@@ -68,7 +68,19 @@ def unpack(task: Task, contents: Sequence[bytes], path: str) -> dict[str, Array]
 
 
 def pack(outputs: Outputs, names: Sequence[str]) -> dict[str, bytes]:
-    """Some outputs, each (inputs, *shape), as bytes."""
-    if _LITTLE:
-        return {name: outputs[name].tobytes() for name in names}
-    return {name: outputs[name].byteswap().tobytes() for name in names}
+    """Some outputs of one step, each (inputs, *shape), as bytes."""
+    return {name: _bytes(outputs[name]) for name in names}
+
+
+def pack_rows(outputs: Outputs, names: Sequence[str]) -> list[dict[str, bytes]]:
+    """Some outputs of several steps, each (steps, inputs, *shape), as bytes for each step."""
+    columns = []
+    for name in names:
+        content, rows = _bytes(outputs[name]), len(outputs[name])
+        size = len(content) // rows
+        columns.append([content[row * size : (row + 1) * size] for row in range(rows)])
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _bytes(array: Array) -> bytes:
+    return array.tobytes() if _LITTLE else array.byteswap().tobytes()

@@ -24,7 +24,7 @@ from service.engine.graph import Graph
 from service.engine.shapes import Shapes
 from service.engine.stable import stable_shapes
 from service.sessions.session import Chunk
-from service.sessions.table import Wanted
+from service.sessions.steps import Wanted
 from tests.engines import RemoteJournal, load_graph, running, table
 from tests.models import WORDS
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from service.contract import Batching
 from service.engine.arena import Slot
-from service.engine.scheduler import Batch, Scheduler, Work
+from service.engine.scheduler import Scheduler
+from service.engine.work import Batch, Work
 
 limits = st.builds(
     Batching,

@@ -5,8 +5,9 @@ import pytest
 
 from service.contract import Batching
 from service.engine.arena import Slot
-from service.engine.scheduler import Batch, Flow, Scheduler, Work
+from service.engine.scheduler import Scheduler
 from service.engine.shapes import Shapes
+from service.engine.work import Batch, Flow, Work
 
 LIMITS = Batching(max_batch_size=4, max_chunk_length=8, max_batch_tokens=16)
 
@@ -182,7 +183,7 @@ def test_shares_are_of_the_time_that_the_model_was_seen_to_take() -> None:
     def run(batch: Batch) -> None:
         # A time step of a long text takes five times as long as one of a batch of many.
         seconds = 5.0 * batch.time if batch.time > 1 else 1.0
-        scheduler.ran(batch, seconds)
+        scheduler.ran(len(batch.works), batch.time, seconds)
         for each in batch.works:
             spent[each.flow] += seconds
 
@@ -198,8 +199,8 @@ def test_shares_are_of_the_time_that_the_model_was_seen_to_take() -> None:
 
 def test_a_chunk_is_no_longer_than_some_batches_of_single_steps_while_there_are_any() -> None:
     scheduler = Scheduler(LIMITS)
-    scheduler.ran(Batch((work(8),), (8,), 8), 8.0)
-    scheduler.ran(Batch((work(),), (1,), 1), 2.0)
+    scheduler.ran(1, 8, 8.0)
+    scheduler.ran(1, 1, 2.0)
     long = work(8)
     scheduler.add(long)
     assert batch(scheduler).lengths == (4,)
@@ -210,16 +211,16 @@ def test_a_chunk_is_no_longer_than_some_batches_of_single_steps_while_there_are_
 
 def test_without_single_steps_chunks_are_as_long_as_they_may_be() -> None:
     scheduler = Scheduler(LIMITS)
-    scheduler.ran(Batch((work(),), (1,), 1), 1.0)
+    scheduler.ran(1, 1, 1.0)
     for _ in range(3):
-        scheduler.ran(Batch((work(8),), (8,), 8), 8.0)
+        scheduler.ran(1, 8, 8.0)
     scheduler.add(work(8))
     assert batch(scheduler).lengths == (8,)
 
 
 def test_fixed_shapes_keep_the_cuts_of_an_input() -> None:
     scheduler = Scheduler(LIMITS, Shapes({1: [1], 2: [1], 4: [1], 8: [1]}))
-    scheduler.ran(Batch((work(8),), (8,), 8), 8.0)
-    scheduler.ran(Batch((work(),), (1,), 1), 1.0)
+    scheduler.ran(1, 8, 8.0)
+    scheduler.ran(1, 1, 1.0)
     scheduler.add(work(8))
     assert batch(scheduler).lengths == (8,)

@@ -41,7 +41,7 @@ def entry(
 ) -> Entry:
     reply = Reply.of(first, bytes([first]), {"y": np.array(values) * 10})
     seq = first - 1 + (len(values) if inputs is None else inputs)
-    return Entry(session, epoch, seq, {"x": np.array(values)}, reply)
+    return Entry.of(session, epoch, seq, {"x": np.array(values)}, reply)
 
 
 async def stored(journal: Journal, session: str = "s") -> Stored:
@@ -103,7 +103,7 @@ async def test_what_comes_back_is_of_the_same_dtype_and_shape(journal: Journal) 
     inputs = {"t": np.array([1, 2], np.int64), "v": np.ones((2, 3), np.float32)}
     outputs = {"y": np.zeros((1, 2), np.float32), "i": np.zeros((1,), np.int32)}
     state = {"h": np.full((1, 4), 0.1, np.float32), "n": np.array(3, np.int64)}
-    await journal.commit([Entry("s", 1, 1, inputs, Reply.of(1, b"d", outputs))])
+    await journal.commit([Entry.of("s", 1, 1, inputs, Reply.of(1, b"d", outputs))])
     found = await stored(journal)
     assert found.reply is not None
     pairs = [(inputs, found.log[0]), (outputs, found.reply.outputs)]
@@ -212,7 +212,7 @@ async def test_a_step_is_kept_in_little_more_than_its_numbers() -> None:
     tracemalloc.start()
     for seq in range(1, 51):
         entries = [
-            Entry(s, 1, seq, {"x": vector + seq}, Reply.of(seq, b"d", {"y": vector + seq}))
+            Entry.of(s, 1, seq, {"x": vector + seq}, Reply.of(seq, b"d", {"y": vector + seq}))
             for s in sessions
         ]
         assert all(await store.commit(entries))

@@ -33,7 +33,7 @@ async def journal() -> CountedJournal:
 
 
 def entry(session: str, first: int = 1, epoch: int = 1) -> Entry:
-    return Entry(session, epoch, first, {"x": np.zeros(1)}, Reply.of(first, b"", {}))
+    return Entry.of(session, epoch, first, {"x": np.zeros(1)}, Reply.of(first, b"", {}))
 
 
 async def committed(commit: GroupCommit, *entries: Entry) -> list[Exception | None]:

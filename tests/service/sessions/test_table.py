@@ -26,7 +26,8 @@ from service.errors import (
     WrongSeq,
 )
 from service.sessions.session import Chunk, Session
-from service.sessions.table import Applied, Sessions, Wanted
+from service.sessions.steps import Applied, Wanted
+from service.sessions.table import Sessions
 from tests.engines import (
     PATIENCE_S,
     WANTED,
