@@ -37,6 +37,11 @@ def layout_of(arrays: Arrays) -> Layout:
     return _LAYOUTS.setdefault(layout, layout)
 
 
+def in_order(arrays: Arrays) -> Arrays:
+    """Arrays in the order of their names, so that the same are packed the same."""
+    return arrays if len(arrays) == 1 else dict(sorted(arrays.items()))
+
+
 def content_of(arrays: Arrays) -> bytes:
     """What is in arrays, one after the other."""
     if len(arrays) == 1:
@@ -114,7 +119,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
         session: Id.
         epoch: Epoch of the committer.
         seq: Inputs committed once this entry is.
-        layout: What was fed to the model, (T, *shape) each.
+        layout: What was fed to the model, (T, *shape) each, in the order of names.
         content: What is in that.
         reply: What was answered; its `first` is the number of inputs committed before, plus one.
     """
@@ -129,6 +134,7 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
     @classmethod
     def of(cls, session: str, epoch: int, seq: int, inputs: Arrays, reply: Reply) -> Entry:
         """The entry of some inputs, input name to (T, *shape)."""
+        inputs = in_order(inputs)
         return cls(session, epoch, seq, layout_of(inputs), content_of(inputs), reply)
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from service.engine.arena import Slot
 from service.engine.work import Flow, flow_of
 from service.errors import Invalid, PayloadMismatch, WrongSeq
-from service.journal.protocol import Identity, Reply, Stored
+from service.journal.protocol import Identity, Reply, Stored, content_of, in_order
 
 if TYPE_CHECKING:
     # Tasks need `Chunk`, and with the engine come asyncio and the metrics: models begin to load before those are there.
@@ -53,12 +53,7 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
 
     def digest(self) -> bytes:
         """See `digest_of`."""
-        arrays = self.arrays
-        if len(arrays) == 1:
-            (array,) = arrays.values()
-            content = array.tobytes()
-        else:
-            content = b"".join([arrays[name].tobytes() for name in sorted(arrays)])
+        content = content_of(in_order(self.arrays))
         return digest_of(self.parameters, self.ends.tobytes(), content)
 
 
@@ -68,7 +63,7 @@ def digest_of(parameters: bytes, ends: bytes, content: bytes) -> bytes:
     Args:
         parameters: What else the reply depends on.
         ends: Positions of the last time step of each input.
-        content: All inputs by name, one after the other.
+        content: All inputs in the order of names, one after the other.
     """
     if len(content) <= _SHORT:
         return b"".join((parameters, len(ends).to_bytes(2, "little"), ends, content))

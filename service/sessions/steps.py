@@ -25,6 +25,7 @@ from service.journal.protocol import (
     Layout,
     Reply,
     content_of,
+    in_order,
     layout_of,
 )
 from service.metrics import Metrics
@@ -416,9 +417,7 @@ class Steps:
         Raises:
             Overloaded, Draining: See `Engine.begin_group`.
         """
-        if len(inputs) > 1:
-            # As digests have it.
-            inputs = dict(sorted(inputs.items()))
+        inputs = in_order(inputs)
         together = Together(sessions, inputs, parameters, wanted, on_end, on_row)
         slots = [session.slot for session in sessions if session.slot is not None]
         together.group = sessions[0].engine.begin_group(

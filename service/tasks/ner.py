@@ -17,7 +17,7 @@ from service.contract import ModelConfig, Ner, Tensor
 from service.entities import Chain, Entity, WordNumbers, places
 from service.errors import Invalid
 from service.sessions.session import Chunk
-from service.tasks.protocol import Outputs, Parameters, join_pieces, kind
+from service.tasks.protocol import Outputs, Parameters, join_pieces, kind, words_alone
 from service.tasks.vocabulary import read_known
 from service.text import composed
 
@@ -56,13 +56,15 @@ class NerTask:
         """See `Task.piece`: some words."""
         if not isinstance(value, str):
             raise Invalid(f"a text is due here, got {kind(value)}", path=path)
-        words = [composed(value[start:end]) for start, end in places(value)]
+        words = _words(value)
         if not words:
             raise Invalid("the text has no words", path=path)
         return self._numbers(words)
 
-    def together(self, values: Sequence[Any]) -> None:
-        """See `Task.together`: a text has as many time steps as words."""
+    def together(self, values: Sequence[Any]) -> dict[str, npt.NDArray[Any]] | None:
+        """See `Task.together`: texts of one word."""
+        words = words_alone(values, _words)
+        return None if words is None else self._numbers(words)
 
     def packed_input(self, path: str) -> Tensor:
         """See `Task.packed_input`: texts are none."""
@@ -108,3 +110,7 @@ def _told(text: str, start: int, end: int, entity: Entity) -> dict[str, Any]:
         "end": end,
     }
     return told | {"continues": True} if entity.continues else told
+
+
+def _words(value: str) -> list[str]:
+    return [composed(value[start:end]) for start, end in places(value)]

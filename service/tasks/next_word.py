@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,13 @@ from service.tasks.protocol import (
     join_pieces,
     kind,
     listed,
+    words_alone,
 )
 from service.tasks.vocabulary import read_vocabulary
 
 _DEFAULT_TOP_K = 5
 _INTEGERS = frozenset((int,))
+_TEXTS = frozenset((str,))
 # Characters of an unknown word that an error repeats.
 _SHOWN = 40
 
@@ -57,6 +59,9 @@ class NextWordTask:
         self._spec = spec
         if spec.level == "character" and any(len(token) != 1 for token in vocabulary):
             raise ContractError(f"{spec.tokenizer} has tokens of several characters")
+        # Those that stay whole in any text: all, unless one has a blank in it.
+        whole = spec.level == "character" or " ".join(self._words).split() == self._words
+        self._alone: Mapping[Any, int] = vocabulary if whole else {}
         self._unknown = self._id_of(spec.unknown_token)
         end = self._id_of(spec.end_token)
         self.writer = Writer(spec, self._words, self._unknown, end, self._input)
@@ -90,10 +95,23 @@ class NextWordTask:
         return {self._input.name: np.array(ids, self._input.dtype)}
 
     def together(self, values: Sequence[Any]) -> dict[str, npt.NDArray[Any]] | None:
-        """See `Task.together`: token ids."""
-        if not _INTEGERS.issuperset(map(type, values)) or not self._are_ids(values):
+        """See `Task.together`: token ids, or texts of one word or character."""
+        texts = _TEXTS.issuperset(map(type, values))
+        ids: list[Any] = [*map(self._alone.get, values)] if texts else [*values]
+        if not _INTEGERS.issuperset(map(type, ids)):
+            found = words_alone(values, self._ids_if_known)
+            if found is None:
+                return None
+            ids = found
+        if not self._are_ids(ids):
             return None
-        return {self._input.name: np.array(values, self._input.dtype)}
+        return {self._input.name: np.array(ids, self._input.dtype)}
+
+    def _ids_if_known(self, value: str) -> list[int]:
+        try:
+            return self._ids_of(value, "")
+        except Invalid:
+            return []
 
     def packed_input(self, path: str) -> Tensor:
         """See `Task.packed_input`: token ids."""

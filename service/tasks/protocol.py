@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -14,9 +14,12 @@ from service.contract import Record, Tensor
 from service.errors import Invalid
 from service.sessions.session import Chunk
 
+Item = TypeVar("Item")
 Outputs = Mapping[str, npt.NDArray[Any]]
 
 _FIRST = np.zeros(1, np.intp)
+# Characters of a longer text are counted before it is taken apart.
+_WORD = 64
 # Most requests have fewer inputs; a view of it costs less than to count anew.
 _POSITIONS = np.arange(1024)
 
@@ -132,6 +135,24 @@ def join_pieces(
     lengths = [len(next(iter(piece.values()))) for piece in pieces]
     ends = np.cumsum(lengths, dtype=np.intp) - 1
     return Chunk(arrays, ends, parameters.encoded(), every_step)
+
+
+def words_alone(values: Sequence[Any], split: Callable[[str], Sequence[Item]]) -> list[Item] | None:
+    """What texts of one word each are split into; None unless all are that, and short.
+
+    Args:
+        values: Inputs of any kind.
+        split: Takes a text apart, into nothing if it is not to be taken.
+    """
+    found = []
+    for value in values:
+        if type(value) is not str or len(value) > _WORD:
+            return None
+        parts = split(value)
+        if len(parts) != 1:
+            return None
+        found.append(parts[0])
+    return found
 
 
 def kind(value: Any) -> str:

@@ -12,7 +12,7 @@ from service import text
 from service.contract import ModelConfig, Sentiment, Tensor
 from service.errors import Invalid
 from service.sessions.session import Chunk
-from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, kind
+from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, kind, words_alone
 from service.tasks.vocabulary import read_vocabulary
 
 
@@ -47,14 +47,19 @@ class SentimentTask:
         """See `Task.piece`: some words."""
         if not isinstance(value, str):
             raise Invalid(f"a text is due here, got {kind(value)}", path=path)
-        ids = [text.known_form(word, self._ids) for word in text.plain_words(value)]
+        ids = self._ids_of(value)
         if not ids:
             raise Invalid("the text has no words", path=path)
-        known = [self._unknown if i is None else i for i in ids]
-        return {self._input.name: np.array(known, self._input.dtype)}
+        return {self._input.name: np.array(ids, self._input.dtype)}
 
-    def together(self, values: Sequence[Any]) -> None:
-        """See `Task.together`: a text has as many time steps as words."""
+    def _ids_of(self, value: str) -> list[int]:
+        ids = [text.known_form(word, self._ids) for word in text.plain_words(value)]
+        return [self._unknown if i is None else i for i in ids]
+
+    def together(self, values: Sequence[Any]) -> dict[str, npt.NDArray[Any]] | None:
+        """See `Task.together`: texts of one word."""
+        ids = words_alone(values, self._ids_of)
+        return None if ids is None else {self._input.name: np.array(ids, self._input.dtype)}
 
     def packed_input(self, path: str) -> Tensor:
         """See `Task.packed_input`: texts are none."""

@@ -249,3 +249,14 @@ def test_arrays_that_are_alike_share_a_layout() -> None:
     one, other = ({"x": np.zeros((length, 3))} for length in (1, 5))
     assert layout_of(one) is layout_of(other)
     assert layout_of(one) is not layout_of({"x": np.zeros((1, 3), np.float32)})
+
+
+async def test_inputs_keep_their_names_whatever_their_order(journal: Journal) -> None:
+    await journal.create(identity())
+    a, b = np.array([1, 2]), np.array([[0.5], [1.5]])
+    for first, inputs in ((1, {"a": a, "b": b}), (3, {"b": b, "a": a})):
+        each = Entry.of("s", 1, first + 1, inputs, Reply.of(first, b"", {"y": a}))
+        assert await journal.commit([each]) == [True]
+    for found in (await stored(journal)).log:
+        np.testing.assert_array_equal(found["a"], a)
+        np.testing.assert_array_equal(found["b"], b)

@@ -17,6 +17,7 @@ from service.tasks.ner import NerTask
 from service.tasks.protocol import Parameters
 from tests import models
 from tests.models import TAGS, tokenizer
+from tests.service.tasks.together import compare
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +166,15 @@ def test_words_of_lists_have_the_ids_behind_the_known_ones(directory: Path) -> N
     assert arrays["words"].tolist() == [1, size, size, size + 1, 0]
     with pytest.raises(ContractError, match=r"given\.txt cannot be read"):
         NerTask(config, spec, files | {"given.txt": b"\xff"})
+
+
+@given(
+    values=st.lists(
+        st.sampled_from(
+            ["Ann", "PARIS", "saw", "Pe\u0301", "Ann saw", "Paris.", "", 3, None, "w" * 65]
+        ),
+        min_size=1,
+    )
+)
+def test_words_are_taken_together_as_one_by_one(task: NerTask, values: list[Any]) -> None:
+    compare(task, values)

@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -14,6 +16,7 @@ from service.contract import CONFIG_FILE, ContractError, Sentiment, Tensor, deco
 from service.errors import Invalid
 from service.tasks.protocol import Parameters
 from service.tasks.sentiment import SentimentTask
+from tests.service.tasks.together import compare
 
 WORDS = ("<unk>", "this", "movie", "is", "not", "disappointing", "n't", "!")
 IDS = {word: i for i, word in enumerate(WORDS)}
@@ -121,3 +124,13 @@ def test_the_config_is_checked_against_the_graph(accumulator: Path) -> None:
         task_of(accumulator, thresholds=(0.5, 0.5, 0.5))
     document = json.loads(config(accumulator, exclusive=False, thresholds=(0.4, 0.2, 0.3)))
     assert decode_config(json.dumps(document).encode()).task.thresholds == (0.4, 0.2, 0.3)
+
+
+@given(
+    values=st.lists(
+        st.sampled_from([*WORDS, "MOVIE", "isn't", "", "x", "sooooo", "disappointingly", 3, None]),
+        min_size=1,
+    )
+)
+def test_words_are_taken_together_as_one_by_one(accumulator: Path, values: list[Any]) -> None:
+    compare(task_of(accumulator), values)

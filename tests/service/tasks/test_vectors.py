@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -22,15 +21,13 @@ from service.contract import (
     Tensors,
     decode_config,
 )
-from service.errors import Invalid
 from service.tasks.forecast import ForecastTask
 from service.tasks.next_word import NextWordTask
 from service.tasks.numbers import LabelsTask, TensorsTask
-from service.tasks.protocol import Parameters, Task, chunk_of, join_pieces
-from tests.models import WORDS, tokenizer
+from tests.models import CHARACTERS, WORDS, character_model, tokenizer
+from tests.service.tasks.together import compare
 
 DTYPES = ("float32", "float64", "int32", "int64")
-PARAMETERS = Parameters(top_k=2)
 
 # What JSON and MessagePack may bring, numbers above all.
 NUMBERS = st.one_of(
@@ -47,30 +44,16 @@ LARGEST = (2 - 2**-23) * 2.0**127
 
 
 @pytest.fixture(scope="module")
+def characters(tmp_path_factory: pytest.TempPathFactory) -> NextWordTask:
+    directory = character_model(tmp_path_factory.mktemp("models"))
+    config = decode_config((directory / CONFIG_FILE).read_bytes())
+    assert isinstance(config.task, NextWord)
+    return NextWordTask(config, config.task, tokenizer(CHARACTERS))
+
+
+@pytest.fixture(scope="module")
 def config(accumulator: Path) -> ModelConfig:
     return decode_config((accumulator / CONFIG_FILE).read_bytes())
-
-
-def compare(task: Task, values: list[Any]) -> None:
-    """What `chunk_of` makes of all is what `piece` makes of each, or the error of the first that it refuses."""
-    expected = None
-    try:
-        pieces = [task.piece(value, f"$.inputs[{i}]") for i, value in enumerate(values)]
-    except Invalid as refusal:
-        expected = refusal
-    if expected is not None:
-        with pytest.raises(Invalid) as error:
-            chunk_of(task, values, "$.inputs", PARAMETERS)
-        assert (error.value.detail, error.value.extra) == (expected.detail, expected.extra)
-        return
-    due = join_pieces(pieces, PARAMETERS, every_step=task.every_step)
-    chunk = chunk_of(task, values, "$.inputs", PARAMETERS)
-    assert chunk.digest() == due.digest()
-    assert chunk.ends.tolist() == due.ends.tolist()
-    assert chunk.keep.tolist() == due.keep.tolist()
-    for name, array in due.arrays.items():
-        assert chunk.arrays[name].dtype == array.dtype
-        np.testing.assert_array_equal(chunk.arrays[name], array)
 
 
 def shaped(shape: tuple[int, ...]) -> st.SearchStrategy[Any]:
@@ -132,10 +115,24 @@ def test_symbols_are_taken_together_as_one_by_one(
     compare(task, data.draw(st.lists(st.just("sunny"), min_size=1, max_size=5)))
 
 
+TEXTS = st.sampled_from(
+    [*WORDS, "Foggy", "the cat", " the ", "", "x" * 65, "3-4", "don't", "e\u0301", "q", "a", "b"]
+)
+
+
 @given(
-    values=st.lists(st.one_of(st.integers(-1, len(WORDS)), VALUES), min_size=1, max_size=5),
+    values=st.lists(
+        st.one_of(st.integers(-1, len(WORDS)), TEXTS, TEXTS, VALUES), min_size=1, max_size=5
+    ),
 )
 def test_tokens_are_taken_together_as_one_by_one(language: Path, values: list[Any]) -> None:
     config = decode_config((language / CONFIG_FILE).read_bytes())
     assert isinstance(config.task, NextWord)
     compare(NextWordTask(config, config.task, tokenizer()), values)
+
+
+@given(values=st.lists(st.one_of(st.sampled_from([*CHARACTERS, "\x00", "ab"]), VALUES), min_size=1))
+def test_characters_are_taken_together_as_one_by_one(
+    characters: NextWordTask, values: list[Any]
+) -> None:
+    compare(characters, values)
