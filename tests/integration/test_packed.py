@@ -225,6 +225,28 @@ async def test_steps_of_many_sessions_are_each_answered_for_themselves(running: 
                 assert totals(reply) == [before + sum(range(n + 1)) for n in range(count)]
 
 
+async def test_steps_that_are_alike_each_get_all_their_outputs(running: Running) -> None:
+    names = [f"s{number}" for number in range(9)]
+    await opened(running, WORDS, *names)
+    form = await form_of(running, WORDS)
+    ids = [[number, (5 * number + 2) % 12, 3] for number in range(9)]
+    async with connected(running) as connection:
+        for seq in (1, 4):
+            frame = [
+                step(name, form.pack(each), seq=seq) for name, each in zip(names, ids, strict=True)
+            ]
+            packed = await stepped(connection, *frame)
+            listed = await stepped(
+                connection,
+                *(step(name, each, seq=seq) for name, each in zip(names, ids, strict=True)),
+            )
+            for name, one, due in zip(names, packed, listed, strict=True):
+                assert (one["session"], one["first"], one["duplicate"]) == (name, seq, False)
+                assert due["duplicate"]
+                assert list(of_words(models.WORDS)(form.read(one["results"]))) == due["results"]
+    assert len({one["results"]["logsumexp"] for one in packed}) == len(names)
+
+
 async def test_a_frame_may_hold_both_forms_and_several_models(running: Running) -> None:
     await opened(running, NUMBERS, "a", "b", "c", "d")
     await opened(running, WORDS, "words", "ids")

@@ -136,6 +136,18 @@ def test_pieces_of_inputs_do_not_add_up_to_whole_ones(config: ModelConfig) -> No
         assert error.value.extra == {"path": PATH}
 
 
+def test_rows_of_outputs_are_packed_as_each_of_them() -> None:
+    random = np.random.default_rng(1)
+    outputs = {
+        "scores": random.random((5, 3, 2), np.float32),
+        "ids": random.integers(0, 9, (3, 5)).T,
+        "logits": np.zeros((5, 3, 9)),
+    }
+    rows = [{name: values[row] for name, values in outputs.items()} for row in range(5)]
+    names = ("ids", "scores")
+    assert packed.pack_rows(outputs, names) == [packed.pack(row, names) for row in rows]
+
+
 def test_outputs_are_little_endian_in_c_order() -> None:
     outputs = {
         "scores": np.arange(6, dtype=np.float32).reshape(3, 2).T,
