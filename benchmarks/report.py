@@ -78,6 +78,7 @@ def _inside(rows: Rows, device: str) -> str:
         ("engine steps/s, 2 N sessions", "full_steps_s", ",.0f"),
         ("engine / raw", "full_ratio", ".3f"),
         ("engine / raw, N sessions", "engine_ratio", ".3f"),
+        ("one by one / raw", "alone_ratio", ".3f"),
         ("sessions / raw", "sessions_ratio", ".3f"),
         ("raw CPU µs", "raw_cpu_us", ",.1f"),
         ("engine CPU µs", "full_cpu_us", ",.1f"),
@@ -85,10 +86,11 @@ def _inside(rows: Rows, device: str) -> str:
     )
     return f"""### In process
 
-Steps of one time step in this process, on the server's core, by sessions that each send the next when the last is
-answered; batches of at most N. *raw*: a loop around ONNX Runtime with a batch of N. *engine*: `Engine.begin`, with 2 N
-sessions, so that every batch is full, and with N, so that the engine waits for them between two batches. *sessions*:
-`Sessions.begin` by N sessions, with `seq` and the memory journal.
+Steps of one time step in this process, on the server's core, by sessions that send the next when the last is
+answered; batches of at most N. *raw*: a loop around ONNX Runtime with a batch of N. *engine*: `Engine.begin_group`, as
+for the sessions of one frame or turn, with two groups of N sessions, so that every batch is full, and with one, so that
+the engine waits for it between two batches; *one by one*: `Engine.begin` by 2 N sessions. *sessions*:
+`Sessions.begin_together` by N sessions, with `seq` and the memory journal.
 
 {_rows(columns, rows)}
 """
