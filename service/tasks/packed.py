@@ -78,7 +78,10 @@ def pack_rows(outputs: Outputs, names: Sequence[str]) -> list[dict[str, bytes]]:
     for name in names:
         content, rows = _bytes(outputs[name]), len(outputs[name])
         size = len(content) // rows
-        columns.append([content[row * size : (row + 1) * size] for row in range(rows)])
+        columns.append([content[start : start + size] for start in range(0, rows * size, size)])
+    if len(columns) == 1:
+        # In a third of the time.
+        return [{name: content} for content in columns[0]]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 

@@ -144,8 +144,8 @@ def test_rows_of_outputs_are_packed_as_each_of_them() -> None:
         "logits": np.zeros((5, 3, 9)),
     }
     rows = [{name: values[row] for name, values in outputs.items()} for row in range(5)]
-    names = ("ids", "scores")
-    assert packed.pack_rows(outputs, names) == [packed.pack(row, names) for row in rows]
+    for names in (("ids", "scores"), ("ids",)):
+        assert packed.pack_rows(outputs, names) == [packed.pack(row, names) for row in rows]
 
 
 def test_outputs_are_little_endian_in_c_order() -> None:
