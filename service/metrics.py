@@ -48,9 +48,9 @@ class Count:
     def __init__(self) -> None:
         self.value = 0
 
-    def inc(self) -> None:
-        """Count one."""
-        self.value += 1
+    def inc(self, by: int = 1) -> None:
+        """Count some."""
+        self.value += by
 
 
 class Counts(Collector):
@@ -116,10 +116,12 @@ class Metrics:
             registry.register(made)
             return made
 
-        self.requests = Counts(
-            "seqserve_requests_total", "HTTP requests answered.", ("route", "method", "status")
-        )
-        registry.register(self.requests)
+        def counts(name: str, text: str, labels: tuple[str, ...]) -> Counts:
+            made = Counts(f"seqserve_{name}_total", text, labels)
+            registry.register(made)
+            return made
+
+        self.requests = counts("requests", "HTTP requests answered.", ("route", "method", "status"))
         self.request_seconds = histogram(
             "request_seconds", "Time from request to last byte.", ("route",), _DURATION_BUCKETS
         )
@@ -144,8 +146,8 @@ class Metrics:
         self.run_seconds = histogram(
             "run_seconds", "Time of one batch in the engine.", _MODEL, _DURATION_BUCKETS
         )
-        self.steps = counter("steps_total", "Steps applied.", _MODEL)
-        self.tokens = counter("tokens_total", "Time steps applied.", _MODEL)
+        self.steps = counts("steps", "Steps applied.", _MODEL)
+        self.tokens = counts("tokens", "Time steps applied.", _MODEL)
         self.pending = gauge("pending_steps", "Steps in flight or waiting.", _MODEL)
         self.state_bytes = gauge("state_bytes", "State of resident sessions in memory.", _MODEL)
         # No series where models run on the CPU.

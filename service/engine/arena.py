@@ -6,6 +6,7 @@ with a step in flight is never given back (`Engine.give_back`). Where the rows a
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Finite = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int64]
 
 
 class StaleSlot(RuntimeError):
@@ -50,7 +52,7 @@ class States(Protocol):
         """Set a row; `state` as given by `read`."""
 
     def run(
-        self, rows: npt.NDArray[np.int64], feeds: Mapping[str, Array], wanted: Sequence[str]
+        self, rows: Rows, feeds: Mapping[str, Array], wanted: Sequence[str]
     ) -> tuple[dict[str, Array], Finite]:
         """Step rows once; see `Arena.run`."""
 
@@ -66,7 +68,9 @@ class Arena:
     def __init__(self, states: States, capacity: int) -> None:
         self.states = states
         self.capacity = capacity
-        self._generation = [0] * (capacity + 1)
+        # Read one by one from the array, many at once from the view of it.
+        self._generation = array("q", [0]) * (capacity + 1)
+        self._generations = np.frombuffer(self._generation, np.int64)
         self._free = list(range(capacity, 0, -1))
 
     @property
@@ -94,18 +98,18 @@ class Arena:
         Raises:
             StaleSlot: It was given back already.
         """
-        self._check(slot)
+        self.check(slot)
         self._generation[slot.index] += 1
         self._free.append(slot.index)
 
     def read(self, slot: Slot) -> dict[str, Array]:
         """A copy of the state of a slot by input name, each of the tensor's shape."""
-        self._check(slot)
+        self.check(slot)
         return self.states.read(slot.index)
 
     def write(self, slot: Slot, state: Mapping[str, Array]) -> None:
         """Set the state of a slot; `state` as given by `read`."""
-        self._check(slot)
+        self.check(slot)
         self.states.write(slot.index, state)
 
     def run(
@@ -128,13 +132,28 @@ class Arena:
             Exception: Whatever the graph raises, or an output is not of the shape its config says. Every state is
                 then as before.
         """
-        indices = [slot.index for slot in slots]
-        generation = self._generation
-        if [generation[index] for index in indices] != [slot.generation for slot in slots]:
-            for slot in slots:
-                self._check(slot)
-        return self.states.run(np.array(indices, np.int64), feeds, wanted)
+        return self.run_rows(self.rows_of(slots), feeds, wanted)
 
-    def _check(self, slot: Slot) -> None:
+    def run_rows(
+        self, rows: Rows, feeds: Mapping[str, Array], wanted: Sequence[str]
+    ) -> tuple[dict[str, Array], Finite]:
+        """As `run`, with the rows of slots that were in use before and cannot have been given back since."""
+        return self.states.run(rows, feeds, wanted)
+
+    def rows_of(self, slots: Sequence[Slot]) -> Rows:
+        """Rows of slots, (B,).
+
+        Raises:
+            StaleSlot: One was given back.
+        """
+        rows = np.frombuffer(array("q", [slot.index for slot in slots]), np.int64)
+        generations = array("q", [slot.generation for slot in slots])
+        if (self._generations[rows] != np.frombuffer(generations, np.int64)).any():
+            for slot in slots:
+                self.check(slot)
+        return rows
+
+    def check(self, slot: Slot) -> None:
+        """Raise `StaleSlot` if a slot was given back."""
         if self._generation[slot.index] != slot.generation:
             raise StaleSlot(f"slot {slot.index} generation {slot.generation} was given back")

@@ -14,6 +14,7 @@ import math
 import queue
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,12 +126,16 @@ class Engine:
         # How often the event loop was told, and by which of these each slot was answered last.
         self._rounds = 0
         self._told = 0
-        self._answered = [0] * (limits.capacity + 1)
+        self._answered = array("q", [0]) * (limits.capacity + 1)
+        self._answers = np.frombuffer(self._answered, np.int64)
         # Seconds of the model for a row of a full batch, and the steps it does within `max_queue_s`. Written by the
         # thread, read on the event loop.
         self._row_s = 0.0
         self._room = limits.max_pending
-        self._in_flight: dict[Slot, Item] = {}
+        # Steps in flight, and by slot whether one is. One slot is looked at in the array, many in the view of it.
+        self._pending = 0
+        self._busy = bytearray(limits.capacity + 1)
+        self._busy_rows = np.frombuffer(self._busy, np.bool_)
         self._pending_tokens = 0
         self._give_back_later: set[Slot] = set()
         self._closing = False
@@ -164,12 +169,12 @@ class Engine:
     @property
     def pending(self) -> int:
         """Steps in flight or waiting."""
-        return len(self._in_flight)
+        return self._pending
 
     @property
     def room(self) -> int:
         """How many more steps are let in now, as far as their number decides; none if below 1."""
-        return 0 if self._closing else self._room - len(self._in_flight)
+        return 0 if self._closing else self._room - self._pending
 
     @property
     def wait_s(self) -> float:
@@ -177,14 +182,14 @@ class Engine:
 
         Every step counts as one row: those that take several batches let others pass in between.
         """
-        return len(self._in_flight) * self._row_s
+        return self._pending * self._row_s
 
     def refusal(self) -> ServiceError:
         """What a step is told that finds no room."""
         if self._closing:
             return Draining(f"model {self.config.name} is being unloaded", retry_after_s=1)
         return Overloaded(
-            f"{len(self._in_flight)} steps ({self._pending_tokens} time steps) of model {self.config.name} are "
+            f"{self._pending} steps ({self._pending_tokens} time steps) of model {self.config.name} are "
             "waiting",
             retry_after_s=max(1, math.ceil(self.wait_s)),
         )
@@ -195,7 +200,7 @@ class Engine:
 
     def give_back(self, slot: Slot) -> None:
         """End the use of a slot; takes effect when its step in flight, if any, has ended."""
-        if slot in self._in_flight:
+        if self._busy[slot.index]:
             self._give_back_later.add(slot)
         else:
             self._arena.give_back(slot)
@@ -262,6 +267,7 @@ class Engine:
         Raises:
             Overloaded: Too much is waiting already, or so much that the step would begin after its deadline.
             Draining: The engine is closing.
+            StaleSlot: The slot was given back: a fault of the program.
         """
         for values in inputs.values():
             length = len(values)
@@ -269,11 +275,11 @@ class Engine:
         now = self._clock()
         if not goes_on or self._closing:
             self._admit(1, length, deadline, now)
-        assert slot not in self._in_flight, f"{slot} has a step in flight"
+        self._arena.check(slot)
+        self._idle(slot)
         single = length == 1 and len(keep) == 1
         work = Work(slot, inputs, length, keep, outputs, deadline, now, on_end, flow, single=single)
-        self._in_flight[slot] = work
-        self._pending_tokens += length
+        self._busy[slot.index] = True
         if self._answered[slot.index] == self._told:
             self._patience.returned(now)
         self._send(work, 1)
@@ -311,22 +317,20 @@ class Engine:
         for values in inputs.values():
             length = values.shape[1]
             break
-        now, rows, in_flight = self._clock(), len(slots), self._in_flight
+        now, rows = self._clock(), len(slots)
         self._admit(rows, length, deadline, now)
-        group = Group(slots, inputs, length, outputs, deadline, now, on_end, on_row, flow)
-        before = len(in_flight)
-        in_flight.update(dict.fromkeys(slots, group))
-        assert len(in_flight) == before + rows, "a slot has a step in flight"
-        self._pending_tokens += rows * length
-        answered, told = self._answered, self._told
-        if returned := [answered[slot.index] for slot in slots].count(told):
-            self._patience.returned(now, returned)
+        states = self._arena.rows_of(slots)
+        assert not self._busy_rows[states].any(), "a slot has a step in flight"
+        group = Group(slots, states, inputs, length, outputs, deadline, now, on_end, on_row, flow)
+        self._busy_rows[states] = True
+        if returned := np.count_nonzero(self._answers[states] == self._told):
+            self._patience.returned(now, int(returned))
         self._send(group, rows)
         return group
 
     def _admit(self, rows: int, length: int, deadline: float, now: float) -> None:
         """Let in so many steps of so many time steps, or raise."""
-        there = len(self._in_flight)
+        there = self._pending
         if (
             self._closing
             or there + rows > self._room
@@ -337,6 +341,8 @@ class Engine:
 
     def _send(self, item: Item, rows: int) -> None:
         """Leave an item where the thread finds it."""
+        self._pending += rows
+        self._pending_tokens += rows * item.length
         self._inbox.append(item)
         self._sent += rows
         if not self._looking:
@@ -359,21 +365,20 @@ class Engine:
             self._alarm.put(None)
 
     def _idle(self, slot: Slot) -> Slot:
-        assert slot not in self._in_flight, f"{slot} has a step in flight"
+        assert not self._busy[slot.index], f"{slot} has a step in flight"
         return slot
 
     def _deliver(self, ended: Sequence[Ended], told: int) -> None:
         self._told = told
-        in_flight, answered = self._in_flight, self._answered
         for item, outcome in ended:
             if type(item) is Work:
-                slot = item.slot
-                del in_flight[slot]
-                answered[slot.index] = told
-            else:
-                for slot in item.slots:
-                    del in_flight[slot]
-                    answered[slot.index] = told
+                index = item.slot.index
+                self._busy[index] = False
+                self._answered[index] = told
+            elif isinstance(item, Group):
+                self._busy_rows[item.states] = False
+                self._answers[item.states] = told
+            self._pending -= item.rows
             self._pending_tokens -= item.rows * item.length
             if self._give_back_later:
                 self._give_back(item.slots)

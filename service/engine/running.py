@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from service.contract import ModelConfig
-from service.engine.arena import SCRATCH, Arena, Finite, Slot
+from service.engine.arena import SCRATCH, Arena, Finite, Rows
 from service.engine.rows import block, join, keep, keep_single, pad, single
 from service.engine.shapes import Shapes
 from service.engine.work import Array, Batch, Group, Item, Outputs, apart
@@ -59,17 +59,18 @@ class Running:
         Where all comes out finite, a group ends as one; else each of its rows ends as a work.
         """
         length = items[0].length
-        slots = [slot for item in items for slot in item.slots]
-        rows, time = len(slots), length
+        states = np.concatenate([self._states(item) for item in items])
+        count, time = len(states), length
+        rows = count
         if self._shapes is not None:
             rows, time = self._shapes.padded(rows, time)
         try:
             feeds = {t.name: block(items, t, rows, time) for t in self._config.inputs}
             feeds[self._config.lengths] = lengths = np.full(rows, time, np.int32)
-            lengths[: len(slots)] = length
-            result, finite = self._run(slots, feeds, {item.outputs for item in items})
+            lengths[:count] = length
+            result, finite = self._run(states, feeds, {item.outputs for item in items})
         except Exception:
-            log.exception("model %s raised on %d rows", self._config.name, len(slots))
+            log.exception("model %s raised on %d rows", self._config.name, count)
             works = tuple(apart(items))
             outcomes = self._isolated(Batch(works, (length,) * len(works), length))
             # None has more to do.
@@ -82,6 +83,9 @@ class Running:
             ended += _ended(item, outputs, finite[first:end])
             first = end
         return ended
+
+    def _states(self, item: Item) -> Rows:
+        return item.states if isinstance(item, Group) else self._arena.rows_of(item.slots)
 
     def _isolated(self, batch: Batch) -> list[Outputs | Exception | None]:
         outcomes: list[Outputs | Exception | None] = []
@@ -104,7 +108,8 @@ class Running:
         lengths = batch.lengths + (time,) * (rows - len(works))
         feeds[config.lengths] = np.array(lengths, np.int32)
         asked = {work.outputs for work in works}
-        result, finite = self._run([work.slot for work in works], feeds, asked)
+        states = self._arena.rows_of([work.slot for work in works])
+        result, finite = self._run(states, feeds, asked)
         if single(batch) and finite[: len(works)].all():
             for work in works:
                 work.done = 1
@@ -122,10 +127,11 @@ class Running:
         return outcomes
 
     def _run(
-        self, slots: list[Slot], feeds: dict[str, Array], asked: Iterable[tuple[str, ...]]
+        self, states: Rows, feeds: dict[str, Array], asked: Iterable[tuple[str, ...]]
     ) -> tuple[dict[str, Array], Finite]:
-        """Run the model on the states of slots, filled up to the rows of `feeds`; see `Arena.run`."""
-        slots = slots + [SCRATCH] * (len(feeds[self._config.lengths]) - len(slots))
+        """Run the model on rows of state, filled up to the rows of `feeds`; see `Arena.run`."""
+        if fill := len(feeds[self._config.lengths]) - len(states):
+            states = np.concatenate([states, np.full(fill, SCRATCH.index)])
         names = {name for outputs in asked for name in outputs}
         # Order of the model's outputs.
         wanted = [tensor.name for tensor in self._config.outputs if tensor.name in names]
@@ -133,7 +139,7 @@ class Running:
             raise KeyError(f"the model has not all of the outputs {', '.join(sorted(names))}")
         self._before()
         # Every output has the shape its config says, so nothing raises after the states are written.
-        return self._arena.run(slots, feeds, wanted)
+        return self._arena.run_rows(states, feeds, wanted)
 
 
 def _ended(item: Item, outputs: Outputs, finite: Finite) -> list[Ended]:

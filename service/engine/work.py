@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from service.engine.arena import Slot
+from service.engine.arena import Rows, Slot
 
 Array = npt.NDArray[Any]
 Outputs = dict[str, Array]
@@ -120,6 +120,7 @@ class Group(msgspec.Struct, eq=False):
 
     Attributes:
         slots: Where the session of each row is; all different.
+        states: The same as rows of the arena, (R,).
         inputs: Input name to (R, T, *shape).
         length: T, at least 1.
         outputs: Names of the outputs wanted.
@@ -134,6 +135,7 @@ class Group(msgspec.Struct, eq=False):
     """
 
     slots: list[Slot]
+    states: Rows
     inputs: Mapping[str, Array]
     length: int
     outputs: tuple[str, ...]
@@ -173,6 +175,7 @@ class Group(msgspec.Struct, eq=False):
             msgspec.structs.replace(
                 self,
                 slots=self.slots[part],
+                states=self.states[part],
                 inputs={name: values[part] for name, values in self.inputs.items()},
                 first=self.first + (part.start or 0),
             )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from service.contract import Batching
-from service.engine.arena import Slot
+from service.engine.arena import Slot, StaleSlot
 from service.engine.engine import Engine
 from service.errors import (
     DeadlineExceeded,
@@ -379,9 +379,7 @@ async def test_a_slot_with_a_step_in_flight_is_neither_read_nor_written_nor_step
         assert await total(step) == [1]
 
 
-async def test_a_stale_slot_fails_its_own_step_only(
-    accumulator: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_stale_slot_is_refused_and_harms_nobody(accumulator: Path) -> None:
     graph = load_graph(accumulator)
     async with running(graph) as engine:
         old = taken(engine)
@@ -389,13 +387,22 @@ async def test_a_stale_slot_fails_its_own_step_only(
         new = taken(engine)
         assert new.index == old.index
         await occupied(engine, graph)
-        wrong, right = add(engine, old, 1.0)[1], add(engine, new, 2.0)[1]
+        with pytest.raises(StaleSlot):
+            add(engine, old, 1.0)
+        with pytest.raises(StaleSlot):
+            begin_group(engine, [old, taken(engine)])
+        right = add(engine, new, 2.0)[1]
         await turned()
         graph.open()
         assert await total(right) == [2]
-        with pytest.raises(ModelFailed, match="StaleSlot"):
-            await total(wrong)
         assert state(engine, new) == 2
+        assert engine.pending == 0
+
+
+def begin_group(engine: Engine, slots: list[Slot]) -> None:
+    """A group that is not expected to begin."""
+    inputs = {"x": np.zeros((len(slots), 1))}
+    engine.begin_group(slots, inputs, ("total",), np.inf, lambda *_: None, lambda *_: None)
 
 
 async def test_a_caller_that_leaves_harms_nobody(accumulator: Path) -> None:
