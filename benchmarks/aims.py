@@ -92,7 +92,7 @@ def _http(parts: Parts) -> Iterator[Aim]:
 
 
 def _frames(parts: Parts) -> Iterator[Aim]:
-    row = best(parts["frames"], model=LSTM, sessions=64, steps=1)
+    row = best(parts["frames"], model=LSTM, sessions=64, steps=1, packed=None)
     yield Aim(
         f"{LSTM}: socket, 64 sessions, over bare ONNX Runtime",
         row["raw_ratio"],
@@ -100,7 +100,7 @@ def _frames(parts: Parts) -> Iterator[Aim]:
         by_cpu=row["raw_cpu_ratio"],
     )
     if "http" in parts:
-        many = best(parts["frames"], model=GRU, sessions=64, steps=16)
+        many = best(parts["frames"], model=GRU, sessions=64, steps=16, packed=None)
         single = _row(parts["http"], model=GRU, way="HTTP", sessions=64, steps=1)
         yield Aim(
             f"{GRU}: socket, 64 sessions x 16 steps a frame, over HTTP single steps",

@@ -1,4 +1,4 @@
-"""Steps over one WebSocket: a frame carries one or more steps of many sessions."""
+"""Steps over one WebSocket: a frame carries one or more steps of many sessions, as lists or packed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy as np
 from benchmarks import sessions
 from benchmarks.bench import Bench
 from benchmarks.client import percentiles
-from benchmarks.models import NAMES
+from benchmarks.models import GRU, NAMES
 from benchmarks.raw import CLIENT_CORE, Speed, pinned
 from benchmarks.server import Server, application
 from benchmarks.sources import Player, players
-from benchmarks.tape import Model, Tape, WrongAnswer
+from benchmarks.tape import Model, Numbers, Tape, WrongAnswer
 from benchmarks.websocket import WebSocket
 
 # Sessions, steps of each in a frame, and frames on their way, among which the sessions are shared out: with two, one
@@ -42,7 +42,7 @@ class _Head(msgspec.Struct):
 class _Reply(msgspec.Struct):
     first: int
     seq: int
-    results: list[Any]
+    results: list[Any] | dict[str, bytes]
 
 
 class _Frame(msgspec.Struct):
@@ -77,7 +77,13 @@ def measure(bench: Bench) -> list[Row]:
 
 def _turn(bench: Bench, server: Server, model: Model) -> list[Row]:
     bare = model.raw.speed(64, model.batches(64), bench.seconds / 2)
-    return [beside(steps(bench, server, model, *shape), bare) for shape in SHAPES]
+    # Numbers go either way; of words the best are wanted, and those are few.
+    forms = (False, True) if model.name == GRU else (False,)
+    return [
+        beside(steps(bench, server, model, *shape, packed=packed), bare)
+        for shape in SHAPES
+        for packed in forms
+    ]
 
 
 def beside(row: Row, bare: Speed) -> Row:
@@ -98,18 +104,39 @@ def middle(rows: Sequence[Row]) -> Row:
     }
 
 
-def steps(bench: Bench, server: Server, model: Model, count: int, size: int, ahead: int) -> Row:
-    """`count` sessions with `size` steps each in every frame, and `ahead` frames on their way."""
+def steps(
+    bench: Bench,
+    server: Server,
+    model: Model,
+    count: int,
+    size: int,
+    ahead: int,
+    *,
+    packed: bool = False,
+) -> Row:
+    """`count` sessions with `size` steps each in every frame, and `ahead` frames on their way.
+
+    Args:
+        bench: How long.
+        server: Whom.
+        model: Of the sessions.
+        count: See above.
+        size: See above.
+        ahead: See above.
+        packed: Whether inputs and answers are bytes; of a model of numbers.
+    """
     with sessions.opened(server, model.name, count) as ids:
         found = players(model, ids)
         cpu = server.cpu_s
-        run = play(server.port, found, size, ahead, bench.seconds)
+        run = play(server.port, found, size, ahead, bench.seconds, packed=packed)
         cpu = server.cpu_s - cpu
     total = check(run.frames, size)
     inside = [frame for frame in run.frames if run.begin <= frame.answered <= run.end]
     return {
         "model": model.name,
-        "way": f"socket, {ahead} frame{'s' if ahead > 1 else ''} on the way",
+        "way": f"socket, {'packed, ' if packed else ''}{ahead} frame{'s' if ahead > 1 else ''} on the way",
+        # None, as in results of a time when there were lists only.
+        "packed": packed or None,
         "sessions": count,
         "steps": size,
         "frames": ahead,
@@ -129,10 +156,12 @@ class Played:
     client_cpu_s: float
 
 
-def play(port: int, found: Sequence[Player], size: int, ahead: int, seconds: float) -> Played:
+def play(
+    port: int, found: Sequence[Player], size: int, ahead: int, seconds: float, *, packed: bool
+) -> Played:
     """Step all sessions for some time."""
     groups = [found[number::ahead] for number in range(ahead)]
-    steps_of = {id(player.tape): _encoded(player.tape, size) for player in found}
+    steps_of = {id(player.tape): _encoded(player.tape, size, packed) for player in found}
     frames: list[Frame] = []
     sent = [0.0] * ahead
     with pinned(CLIENT_CORE), WebSocket(port, sessions.STREAM) as socket:
@@ -171,10 +200,14 @@ def _first(frames: Sequence[Frame], begin: float) -> float:
 
 
 @cache
-def _encoded(tape: Tape, size: int) -> list[bytes]:
-    """MessagePack of the inputs of `size` steps, one list for each first step that is a multiple of it."""
+def _encoded(tape: Tape, size: int, packed: bool) -> list[bytes]:
+    """MessagePack of the inputs of `size` steps, one for each first step that is a multiple of it."""
     encode = msgspec.msgpack.encode
-    return [encode(tape.inputs[at : at + size]) for at in range(0, tape.length, size)]
+    starts = range(0, tape.length, size)
+    if packed:
+        values = tape.arrays.astype(tape.arrays.dtype.newbyteorder("<"))
+        return [encode(values[at : at + size].tobytes()) for at in starts]
+    return [encode(tape.inputs[at : at + size]) for at in starts]
 
 
 def _request(number: int, group: Sequence[Player], steps_of: dict[int, list[bytes]]) -> bytes:
@@ -199,12 +232,21 @@ def check(frames: Sequence[Frame], size: int) -> int:
         for player, at, reply in zip(frame.players, frame.at, replies, strict=True):
             if (reply.first, reply.seq) != (at + 1, at + size):
                 raise WrongAnswer(f"steps from {at + 1} were answered by {reply}")
-            _, places, results = found.setdefault(id(player.tape), (player.tape, [], []))
+            tape, places, results = found.setdefault(id(player.tape), (player.tape, [], []))
             places += range(at, at + size)
-            results += reply.results
+            results += _listed(tape, size, reply.results)
     for tape, places, results in found.values():
         tape.answers.check(np.array(places), results)
     return sum(len(places) for _, places, _ in found.values())
+
+
+def _listed(tape: Tape, size: int, results: list[Any] | dict[str, bytes]) -> list[Any]:
+    """Results as lists have them."""
+    if isinstance(results, list):
+        return results
+    assert isinstance(tape.answers, Numbers)
+    name = tape.answers.name
+    return [{name: values} for values in np.frombuffer(results[name], "<f4").reshape(size, -1)]
 
 
 def echoes(bench: Bench) -> Row:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 README = Path(__file__).resolve().parents[1] / "README.md"
+GUIDE = README.parent / "docs" / "guide.md"
 ADDRESS = "127.0.0.1:8000"
 _BLOCK = re.compile(r"```(console|python|output)\n(.*?)```", re.DOTALL)
 

@@ -63,18 +63,18 @@ class Context:
         """Monotonic time at which a request is given up."""
         return self.sessions.clock() + (timeout_s or self.settings.timeout_s)
 
-    def check_count(self, inputs: list[Any]) -> None:
+    def check_count(self, count: int) -> None:
         """Check the number of inputs of one request.
 
         Raises:
             Invalid: There are none.
             TooLarge: There are more than `max_inputs`.
         """
-        if not inputs:
+        if not count:
             raise Invalid("there are no inputs", path="$.inputs")
-        if len(inputs) > self.settings.max_inputs:
+        if count > self.settings.max_inputs:
             raise TooLarge(
-                f"{len(inputs)} inputs, at most {self.settings.max_inputs} in one request",
+                f"{count} inputs, at most {self.settings.max_inputs} in one request",
                 limit=self.settings.max_inputs,
                 path="$.inputs",
             )

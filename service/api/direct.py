@@ -18,7 +18,7 @@ import msgspec
 from service.api import http
 from service.api.context import TENANT, Context
 from service.api.middleware import Answered, Requests
-from service.api.schema import StepsAnswer, StepsRequest
+from service.api.schema import AnyStepsAnswer, StepsRequest
 from service.api.stepping import Asked, prepare, steps_answers
 from service.api.together import Asking, begin_together
 from service.engine.engine import Engine
@@ -111,7 +111,7 @@ class DirectSteps:
         for place, exchange in enumerate(callers):
             exchange.together = together, place
 
-    def answered(self, callers: Sequence[Exchange], answers: Sequence[StepsAnswer]) -> None:
+    def answered(self, callers: Sequence[Exchange], answers: Sequence[AnyStepsAnswer]) -> None:
         """See `Callers.answered`."""
         for exchange, answer in zip(callers, answers, strict=True):
             exchange.succeed(answer)
@@ -290,7 +290,7 @@ class Exchange:
     def _ended(self, asked: Asked, outcome: Applied | Exception) -> None:
         self._direct.ended(self, asked, outcome)
 
-    def succeed(self, answer: StepsAnswer) -> None:
+    def succeed(self, answer: AnyStepsAnswer) -> None:
         """Answer with what was applied, unless the caller left."""
         if self.response_complete:
             return

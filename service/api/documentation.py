@@ -69,6 +69,16 @@ def _content(record: type, examples: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+def _leave_raw(described: Any) -> None:
+    """Bytes stand as they are, in MessagePack; msgspec describes them as JSON would have them, in base64."""
+    if isinstance(described, dict):
+        described.pop("contentEncoding", None)
+        described = list(described.values())
+    if isinstance(described, list):
+        for each in described:
+            _leave_raw(each)
+
+
 def install(app: FastAPI) -> None:
     """Give an application its OpenAPI page."""
 
@@ -82,6 +92,7 @@ def install(app: FastAPI) -> None:
                 tags=app.openapi_tags,
             )
             _, components = msgspec.json.schema_components(_RECORDS, ref_template=_REFERENCE)
+            _leave_raw(components)
             page.setdefault("components", {}).setdefault("schemas", {}).update(components)
             # FastAPI documents a 422 of its own wherever there is a path parameter; ours are problems.
             for path in page["paths"].values():

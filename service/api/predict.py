@@ -36,7 +36,7 @@ async def predict(request: Request, model: str) -> Response:
     context.admit()
     served = context.repository.get(model, body.version)
     served.task.check(body.parameters)
-    context.check_count(body.inputs)
+    context.check_count(len(body.inputs))
     context.check_text(body.inputs)
     results = await http.while_connected(request, _predict(context, served, body))
     config = served.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -27,6 +28,21 @@ Share = Annotated[
     ),
 ]
 Inputs = Annotated[list[Any], Meta(description="Inputs, as the model's task takes them.")]
+_BINARY = {"contentMediaType": "application/octet-stream"}
+PackedInputs = Annotated[
+    bytes,
+    Meta(
+        description="Packed inputs: little-endian values of the model's one input, (inputs, *shape) in C order.",
+        extra_json_schema=_BINARY,
+    ),
+]
+PackedOutput = Annotated[
+    bytes,
+    Meta(
+        description="Little-endian values of an output of the model, (inputs, *shape) in C order.",
+        extra_json_schema=_BINARY,
+    ),
+]
 
 
 class Answer(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -162,6 +178,19 @@ class StepsAnswer(Answer, kw_only=True):
     results: list[Any]
 
 
+class PackedStepsAnswer(Answer, kw_only=True):
+    """As `StepsAnswer`, to packed inputs: instead of results the outputs of the model that they are made of."""
+
+    session: str
+    first: int
+    seq: int
+    duplicate: bool
+    results: dict[str, PackedOutput]
+
+
+AnyStepsAnswer = StepsAnswer | PackedStepsAnswer
+
+
 class ModelAnswer(Answer, kw_only=True):
     """A model as it stands in the service."""
 
@@ -216,20 +245,32 @@ class OpenFrame(SessionRequest, frozen=True, kw_only=True, tag="open", tag_field
 
 
 class StepOf(Record, frozen=True, kw_only=True):
-    """Inputs for one session of a step frame."""
+    """Inputs for one session of a step frame; packed ones in MessagePack only."""
 
     session: str
-    inputs: Inputs
+    inputs: Inputs | PackedInputs
     seq: Seq | None = None
     parameters: Parameters = Parameters()
+
+
+class JsonStepOf(StepOf, frozen=True, kw_only=True):
+    """As `StepOf` in a frame of JSON, which has no binary data."""
+
+    inputs: Inputs
 
 
 class StepFrame(Record, frozen=True, kw_only=True, tag="step", tag_field="op"):
     """Steps of any number of sessions, run side by side; answered by `stepped`, a reply for each in order."""
 
-    steps: list[StepOf]
+    steps: Sequence[StepOf]
     id: Id = None
     timeout_s: Timeout | None = None
+
+
+class JsonStepFrame(StepFrame, frozen=True, kw_only=True, tag="step", tag_field="op"):
+    """As `StepFrame` in JSON."""
+
+    steps: Sequence[JsonStepOf]
 
 
 class GenerateFrame(GenerateOptions, frozen=True, kw_only=True, tag="generate", tag_field="op"):
@@ -256,3 +297,4 @@ class CloseFrame(Record, frozen=True, kw_only=True, tag="close", tag_field="op")
 
 
 Frame = OpenFrame | StepFrame | GenerateFrame | CancelFrame | CloseFrame
+JsonFrame = OpenFrame | JsonStepFrame | GenerateFrame | CancelFrame | CloseFrame

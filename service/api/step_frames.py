@@ -12,8 +12,8 @@ from typing import Any
 from service import logs
 from service.api import http
 from service.api.context import TENANT, Context
-from service.api.schema import StepFrame, StepOf, StepsAnswer
-from service.api.stepping import Asked, prepare, steps_answers
+from service.api.schema import AnyStepsAnswer, StepFrame, StepOf
+from service.api.stepping import Asked, packed_answers, prepare, steps_answers
 from service.api.together import begin_together
 from service.engine.engine import Engine
 from service.errors import Invalid, ServiceError, SessionBusy, TooLarge
@@ -170,7 +170,7 @@ class Steps:
         """See `Callers.begun`."""
         self._togethers.append(together)
 
-    def answered(self, callers: Sequence[int], answers: Sequence[StepsAnswer]) -> None:
+    def answered(self, callers: Sequence[int], answers: Sequence[AnyStepsAnswer]) -> None:
         """See `Callers.answered`."""
         for number, answer in zip(callers, answers, strict=True):
             self._replies[number] = answer
@@ -207,16 +207,17 @@ class Steps:
     # Answers wait for the last step, since those of many steps cost little more than one.
 
     def _answer(self) -> None:
-        alike: dict[tuple[Task, Parameters], list[int]] = {}
+        alike: dict[tuple[Task, Parameters, bool], list[int]] = {}
         for at, (_, asked, _) in enumerate(self._applied):
-            alike.setdefault((asked.task, asked.parameters), []).append(at)
+            alike.setdefault((asked.task, asked.parameters, asked.packed), []).append(at)
         for places in alike.values():
             self._answer_together([self._applied[at] for at in places])
 
     def _answer_together(self, ended: list[tuple[int, Asked, Applied]]) -> None:
         ids = [self._frame.steps[number].session for number, _, _ in ended]
         try:
-            replies = steps_answers(
+            answers = packed_answers if ended[0][1].packed else steps_answers
+            replies: Sequence[AnyStepsAnswer] = answers(
                 [
                     (name, asked, applied)
                     for name, (_, asked, applied) in zip(ids, ended, strict=True)

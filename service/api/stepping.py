@@ -8,14 +8,16 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from service import logs
 from service.api.context import TENANT, Context
-from service.api.schema import SessionAnswer, SessionOptions, StepsAnswer
+from service.api.schema import PackedStepsAnswer, SessionAnswer, SessionOptions, StepsAnswer
 from service.errors import Invalid
 from service.sessions.session import Chunk, Session, checked_id
 from service.sessions.steps import Applied, Wanted
-from service.tasks.protocol import Parameters, Task, chunk_of
+from service.tasks import packed
+from service.tasks.protocol import Parameters, Task, chunk_of, chunk_of_steps
 
 
 async def open_session(
@@ -56,8 +58,13 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
     """What the answer to a step depends on, beside the outputs."""
 
     task: Task
-    inputs: list[Any]
+    inputs: list[Any] | bytes
     parameters: Parameters
+
+    @property
+    def packed(self) -> bool:
+        """Whether inputs are packed, and outputs are to be."""
+        return isinstance(self.inputs, bytes)
 
 
 class Prepared(msgspec.Struct, frozen=True, gc=False):
@@ -71,7 +78,7 @@ class Prepared(msgspec.Struct, frozen=True, gc=False):
 def prepare(
     context: Context,
     session: Session,
-    inputs: list[Any],
+    inputs: list[Any] | bytes,
     parameters: Parameters,
     timeout_s: float | None,
 ) -> Prepared:
@@ -81,14 +88,33 @@ def prepare(
         ServiceError: The session's model does not take them.
     """
     task = task_of(context, session)
-    task.check(parameters)
-    context.check_count(inputs)
-    if task.text:
-        context.check_text(inputs)
-    chunk = chunk_of(task, inputs, "$.inputs", parameters)
-    context.check_length(chunk.length)
+    if isinstance(inputs, bytes):
+        chunk = chunk_of_steps(unpacked(context, task, [inputs], parameters), parameters)
+    else:
+        task.check(parameters)
+        context.check_count(len(inputs))
+        if task.text:
+            context.check_text(inputs)
+        chunk = chunk_of(task, inputs, "$.inputs", parameters)
+        context.check_length(chunk.length)
     wanted = Wanted(task.outputs, context.deadline(timeout_s))
     return Prepared(Asked(task, inputs, parameters), chunk, wanted)
+
+
+def unpacked(
+    context: Context, task: Task, contents: Sequence[bytes], parameters: Parameters
+) -> dict[str, npt.NDArray[Any]]:
+    """Check packed inputs of some steps, at least one, and join them as one array: input name to (inputs, *shape).
+
+    Raises:
+        ServiceError: The task does not take those of one of them.
+    """
+    task.check(parameters)
+    packed.check(parameters)
+    for count in set(packed.counts(task, contents, "$.inputs")):
+        context.check_count(count)
+        context.check_length(count)
+    return packed.unpack(task, contents, "$.inputs")
 
 
 def steps_answer(session_id: str, asked: Asked, applied: Applied) -> StepsAnswer:
@@ -120,6 +146,20 @@ def _answer(session_id: str, applied: Applied, results: list[Any]) -> StepsAnswe
         duplicate=applied.duplicate,
         results=results,
     )
+
+
+def packed_answers(steps: Sequence[tuple[str, Asked, Applied]]) -> list[PackedStepsAnswer]:
+    """What was applied to several sessions by packed inputs: see `steps_answers`."""
+    return [
+        PackedStepsAnswer(
+            session=session_id,
+            first=applied.first,
+            seq=applied.seq,
+            duplicate=applied.duplicate,
+            results=packed.pack(applied.outputs, asked.task.outputs),
+        )
+        for session_id, asked, applied in steps
+    ]
 
 
 async def step(

@@ -31,6 +31,7 @@ from service.api.schema import (
     Frame,
     GenerateFrame,
     Id,
+    JsonFrame,
     OpenFrame,
     StepFrame,
 )
@@ -222,7 +223,7 @@ class _Connection:
                 f"the frame has {len(data)} bytes, at most {limit} are read", limit=limit
             )
         try:
-            frame: Frame = _read(data)
+            frame = _read(data)
         except Invalid:
             each.id = _id_of(data)
             raise
@@ -376,7 +377,12 @@ _write: dict[bool, Callable[[Any], bytes]] = {
 }
 
 
-def _read(data: str | bytes, kind: Any = Frame) -> Any:
+def _read(data: str | bytes) -> Frame:
+    frame: Frame = _decode(data, JsonFrame if isinstance(data, str) else Frame)
+    return frame
+
+
+def _decode(data: str | bytes, kind: Any) -> Any:
     return http.decode(data, kind, msgspec.json if isinstance(data, str) else msgspec.msgpack)
 
 
@@ -387,7 +393,7 @@ def _names_cancel(data: str | bytes) -> bool:
 def _id_of(data: str | bytes) -> Id:
     """The id of a frame of which something else may be wrong; None if that is wrong too."""
     try:
-        named: _Named = _read(data, _Named)
+        named: _Named = _decode(data, _Named)
     except ServiceError:
         return None
     return named.id

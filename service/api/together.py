@@ -7,12 +7,21 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy.typing as npt
+
 from service.api.context import Context
-from service.api.schema import StepOf, StepsAnswer, StepsRequest
-from service.api.stepping import Asked, task_of
+from service.api.schema import (
+    AnyStepsAnswer,
+    PackedStepsAnswer,
+    StepOf,
+    StepsAnswer,
+    StepsRequest,
+)
+from service.api.stepping import Asked, task_of, unpacked
 from service.errors import ServiceError
 from service.sessions.session import Session
 from service.sessions.steps import Applied, Outputs, Together, Wanted
+from service.tasks import packed
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +38,7 @@ class Callers(Protocol[OneCaller]):
     def begun(self, callers: Sequence[OneCaller], together: Together) -> None:
         """Their steps are on their way; places in `together` are those in `callers`."""
 
-    def answered(self, callers: Sequence[OneCaller], answers: Sequence[StepsAnswer]) -> None:
+    def answered(self, callers: Sequence[OneCaller], answers: Sequence[AnyStepsAnswer]) -> None:
         """Their steps were applied."""
 
     def ended(self, caller: OneCaller, asked: Asked, outcome: Applied | Exception) -> None:
@@ -59,7 +68,8 @@ def begin_together(
     for number, (_, session, step) in enumerate(asking):
         if session not in seen and ready(session, step.seq):
             seen.add(session)
-            kind = session.engine, session.flow, len(step.inputs), step.parameters
+            inputs = step.inputs
+            kind = session.engine, session.flow, type(inputs), len(inputs), step.parameters
             alike.setdefault(kind, []).append(number)
     begun: set[int] = set()
     for numbers in alike.values():
@@ -71,7 +81,7 @@ def begin_together(
 
 
 class _Group(Generic[Caller, Request]):
-    """Steps of sessions of one model with as many inputs and the same parameters."""
+    """Steps of sessions of one model with as many inputs, in lists or packed, and the same parameters."""
 
     def __init__(
         self, context: Context, asking: list[Asking[Caller, Request]], callers: Callers[Caller]
@@ -81,22 +91,17 @@ class _Group(Generic[Caller, Request]):
         self._asking: list[Asking[Caller, Request]] = asking
         self._callers = callers
         self._task = task_of(context, session)
-        self._length = len(step.inputs)
+        self._packed = isinstance(step.inputs, bytes)
         self._parameters = step.parameters
 
     def begin(self, timeout_s: float | None) -> bool:
         """Begin them. False if they have to be begun one by one, which shows whose fault that is."""
         context = self._context
         try:
-            self._task.check(self._parameters)
-            context.check_count(self._asking[0][2].inputs)
-            context.check_length(self._length)
-            flat = self._task.together(
-                list(chain.from_iterable([step.inputs for _, _, step in self._asking]))
-            )
+            flat = self._flat()
             if flat is None:
                 return False
-            rows = len(self._asking), self._length
+            rows = len(self._asking), -1
             together = context.sessions.begin_together(
                 [session for _, session, _ in self._asking],
                 {name: values.reshape(*rows, *values.shape[1:]) for name, values in flat.items()},
@@ -112,6 +117,18 @@ class _Group(Generic[Caller, Request]):
             return False
         self._callers.begun([caller for caller, _, _ in self._asking], together)
         return True
+
+    def _flat(self) -> dict[str, npt.NDArray[Any]] | None:
+        """All inputs: input name to (inputs, *shape); None as `Task.together`."""
+        context, task = self._context, self._task
+        inputs: list[list[Any] | bytes] = [step.inputs for _, _, step in self._asking]
+        contents = [each for each in inputs if isinstance(each, bytes)]
+        if contents:
+            return unpacked(context, task, contents, self._parameters)
+        task.check(self._parameters)
+        context.check_count(len(inputs[0]))
+        context.check_length(len(inputs[0]))
+        return task.together(list(chain.from_iterable(inputs)))
 
     def _ended(self, first: int, seqs: list[int], outputs: Outputs) -> None:
         ended = self._asking[first : first + len(seqs)]
@@ -130,26 +147,42 @@ class _Group(Generic[Caller, Request]):
 
     def _answers(
         self, ended: Sequence[Asking[Caller, Request]], seqs: list[int], outputs: Outputs
-    ) -> list[StepsAnswer]:
-        length = self._length
+    ) -> Sequence[AnyStepsAnswer]:
+        kind: type[AnyStepsAnswer] = PackedStepsAnswer if self._packed else StepsAnswer
+        results: Sequence[Any] = (
+            packed.pack_rows(outputs, self._task.outputs)
+            if self._packed
+            else self._listed(ended, outputs)
+        )
+        before = _length(outputs) - 1
+        return [
+            kind(
+                session=session.identity.id,
+                first=seq - before,
+                seq=seq,
+                duplicate=False,
+                results=each,
+            )
+            for (_, session, _), seq, each in zip(ended, seqs, results, strict=True)
+        ]
+
+    def _listed(
+        self, ended: Sequence[Asking[Caller, Request]], outputs: Outputs
+    ) -> list[list[Any]]:
+        """The answers to each step."""
         inputs = list(chain.from_iterable([step.inputs for _, _, step in ended]))
         flat = {name: values.reshape(-1, *values.shape[2:]) for name, values in outputs.items()}
         results = self._task.answers(inputs, flat, self._parameters)
-        return [
-            StepsAnswer(
-                session=session.identity.id,
-                first=seq - length + 1,
-                seq=seq,
-                duplicate=False,
-                results=results[place : place + length],
-            )
-            for (_, session, _), seq, place in zip(
-                ended, seqs, range(0, len(results), length), strict=True
-            )
-        ]
+        length = _length(outputs)
+        return [results[place : place + length] for place in range(0, len(results), length)]
 
     def _row_ended(self, place: int, outcome: Applied | Exception) -> None:
         self._callers.ended(self._asking[place][0], self._asked(place), outcome)
 
     def _asked(self, place: int) -> Asked:
         return Asked(self._task, self._asking[place][2].inputs, self._parameters)
+
+
+def _length(outputs: Outputs) -> int:
+    """Inputs of each step, of outputs (rows, T, *shape)."""
+    return int(next(iter(outputs.values())).shape[1])

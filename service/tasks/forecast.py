@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.contract import Forecast, ModelConfig
+from service.contract import Forecast, ModelConfig, Tensor
 from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.protocol import (
@@ -76,9 +76,17 @@ class ForecastTask:
         if type(None) in kinds:
             numbers = [math.nan if number is None else number for number in numbers]
         array = packed(numbers, self._input)
-        if array is None or not (math.isfinite(np.vdot(array, array)) or _is_taken(array)):
+        if array is None or not self.takes(array):
             return None
         return {self._input.name: array.reshape(len(values), len(self._columns))}
+
+    def packed_input(self, path: str) -> Tensor:
+        """See `Task.packed_input`: observations."""
+        return self._input
+
+    def takes(self, array: npt.NDArray[Any]) -> bool:
+        """See `Task.takes`: finite numbers, and NaN where a value is missing."""
+        return math.isfinite(np.vdot(array, array)) or _is_taken(array)
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a list of observations, the latest last; the forecast is of what follows it."""

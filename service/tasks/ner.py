@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from service.contract import ModelConfig, Ner
+from service.contract import ModelConfig, Ner, Tensor
 from service.entities import Chain, Entity, WordNumbers, places
 from service.errors import Invalid
 from service.sessions.session import Chunk
@@ -65,6 +65,14 @@ class NerTask:
         """See `Task.together`: texts of one word."""
         words = words_alone(values, _words)
         return None if words is None else self._numbers(words)
+
+    def packed_input(self, path: str) -> Tensor:
+        """See `Task.packed_input`: texts are none."""
+        raise Invalid("this model takes texts; packed inputs are numbers or token ids", path=path)
+
+    def takes(self, array: npt.NDArray[Any]) -> bool:
+        """See `Task.takes`."""
+        return False
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a text."""

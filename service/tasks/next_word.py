@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service import text
-from service.contract import ContractError, ModelConfig, NextWord
+from service.contract import ContractError, ModelConfig, NextWord, Tensor
 from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.generation import Writer
@@ -112,6 +112,14 @@ class NextWordTask:
             return self._ids_of(value, "")
         except Invalid:
             return []
+
+    def packed_input(self, path: str) -> Tensor:
+        """See `Task.packed_input`: token ids."""
+        return self._input
+
+    def takes(self, array: npt.NDArray[Any]) -> bool:
+        """See `Task.takes`: ids of the vocabulary."""
+        return bool(array.min() >= 0 and array.max() < self._spec.vocab_size)
 
     def _are_ids(self, values: Sequence[int]) -> bool:
         return min(values) >= 0 and max(values) < self._spec.vocab_size

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from service.contract import Labels, ModelConfig
+from service.contract import Labels, ModelConfig, Tensor
 from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.protocol import (
@@ -18,7 +18,7 @@ from service.tasks.protocol import (
     chunk_of,
     listed,
 )
-from service.tasks.vectors import Array, vector, vectors
+from service.tasks.vectors import Array, finite, vector, vectors
 
 
 class LabelsTask:
@@ -64,6 +64,14 @@ class LabelsTask:
             return self._vectors[[self._symbols[name] for name in values]]
         except (KeyError, TypeError):
             return None
+
+    def packed_input(self, path: str) -> Tensor:
+        """See `Task.packed_input`."""
+        return self._input
+
+    def takes(self, array: Array) -> bool:
+        """See `Task.takes`: finite numbers."""
+        return finite(array)
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a list of symbols or vectors."""
@@ -119,6 +127,19 @@ class TensorsTask:
         (tensor,) = self._inputs
         array = vectors(values, tensor)
         return None if array is None else {tensor.name: array}
+
+    def packed_input(self, path: str) -> Tensor:
+        """See `Task.packed_input`: a single input."""
+        if len(self._inputs) > 1:
+            names = ", ".join([tensor.name for tensor in self._inputs])
+            raise Invalid(
+                f"packed inputs are of one tensor; this model takes several ({names})", path=path
+            )
+        return self._inputs[0]
+
+    def takes(self, array: Array) -> bool:
+        """See `Task.takes`: finite numbers."""
+        return finite(array)
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a list of values, one for each step."""

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from service.contract import Record
+from service.contract import Record, Tensor
 from service.errors import Invalid
 from service.sessions.session import Chunk
 
@@ -70,6 +70,16 @@ class Task(Protocol):
 
         None unless `piece` takes each of them, as just that.
         """
+
+    def packed_input(self, path: str) -> Tensor:
+        """The input of the model of which packed inputs are the values, one time step each.
+
+        Raises:
+            Invalid: There is none, or more than one; says so of `path`.
+        """
+
+    def takes(self, array: npt.NDArray[Any]) -> bool:
+        """Whether `piece` takes each of some packed inputs (inputs, *shape); False means that it is to be asked."""
 
     def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
         """One answer for each input of a session.

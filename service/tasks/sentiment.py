@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from service import text
-from service.contract import ModelConfig, Sentiment
+from service.contract import ModelConfig, Sentiment, Tensor
 from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, kind, words_alone
@@ -60,6 +60,14 @@ class SentimentTask:
         """See `Task.together`: texts of one word."""
         ids = words_alone(values, self._ids_of)
         return None if ids is None else {self._input.name: np.array(ids, self._input.dtype)}
+
+    def packed_input(self, path: str) -> Tensor:
+        """See `Task.packed_input`: texts are none."""
+        raise Invalid("this model takes texts; packed inputs are numbers or token ids", path=path)
+
+    def takes(self, array: npt.NDArray[Any]) -> bool:
+        """See `Task.takes`."""
+        return False
 
     def whole(self, value: Any, path: str) -> Chunk:
         """See `Task.whole`: a text."""

@@ -78,6 +78,14 @@ def vectors(values: Sequence[Any], tensor: Tensor) -> Array | None:
     return array.reshape(len(values), *tensor.shape)
 
 
+def finite(array: Array) -> bool:
+    """Whether all numbers are; integers are."""
+    if array.dtype.kind != "f":
+        return True
+    # The sum of squares takes a third of the time; of large numbers it may be infinite.
+    return math.isfinite(np.vdot(array, array)) or bool(np.isfinite(array).all())
+
+
 def flat(values: Sequence[Any], shape: tuple[int, ...]) -> Sequence[Any] | None:
     """What lists of a shape hold, at least one, joined; None when something is no list, or not of that length."""
     for size in shape:

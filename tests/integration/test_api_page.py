@@ -63,6 +63,18 @@ def test_the_page_is_openapi_3_1_and_every_reference_leads_somewhere(page: Any) 
         assert parameters == set(re.findall(r"\{(\w+)\}", path)), path
 
 
+def test_packed_values_are_described_as_raw_bytes_of_binary_frames_alone(page: Any) -> None:
+    schemas = page["components"]["schemas"]
+    listed, packed = schemas["StepOf"]["properties"]["inputs"]["anyOf"]
+    output = schemas["PackedStepsAnswer"]["properties"]["results"]["additionalProperties"]
+    for raw in (packed, output):
+        assert raw["contentMediaType"] == "application/octet-stream"
+        assert "little-endian" in raw["description"].lower()
+    for only in ("JsonStepOf", "StepsRequest"):
+        assert schemas[only]["properties"]["inputs"] == listed
+    assert "base64" not in str(page)
+
+
 def test_every_route_is_described_with_its_errors_and_with_examples_of_its_body(page: Any) -> None:
     paths = {
         "/health/live", "/health/ready", "/metrics", "/v1/models", "/v1/models/{model}",

@@ -1,4 +1,4 @@
-"""What the README shows is what a service with the shipped models answers."""
+"""What the README and the guide show is what a service with the shipped models answers."""
 
 from __future__ import annotations
 
@@ -31,16 +31,26 @@ def parts(output: str) -> tuple[list[str], list[float]]:
     return _NUMBER.split(output), [float(number) for number in _NUMBER.findall(output)]
 
 
-def test_every_example_of_the_readme_answers_as_it_says_in_the_order_it_stands(
-    shipped: Service,
-) -> None:
-    assert len(EXAMPLES) >= 10
-    for command, expected in EXAMPLES:
+def check(examples: list[tuple[list[str], str]], shipped: Service) -> None:
+    for command, expected in examples:
         text, numbers = parts(readme.run(command, f"127.0.0.1:{shipped.port}"))
         expected_text, expected_numbers = parts(expected.strip("\n") + "\n")
         assert text == expected_text, command
         # Not to the last digit: processors differ there.
         assert numbers == pytest.approx(expected_numbers, rel=1e-2), command
+
+
+def test_every_example_of_the_readme_answers_as_it_says_in_the_order_it_stands(
+    shipped: Service,
+) -> None:
+    assert len(EXAMPLES) >= 10
+    check(EXAMPLES, shipped)
+
+
+def test_every_example_of_the_guide_answers_as_it_says(shipped: Service) -> None:
+    found = list(readme.examples(readme.GUIDE.read_text()))
+    assert found
+    check(found, shipped)
 
 
 def test_every_file_the_readme_links_to_is_there() -> None:

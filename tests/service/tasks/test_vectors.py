@@ -35,7 +35,7 @@ NUMBERS = st.one_of(
     st.floats(),
     st.integers(-3, 12),
     st.integers(),
-    st.sampled_from([2**53 + 1, 2**63 - 1, -(2**63), 2**63, 10**400, 3.4028235e38, 3.4028236e38]),
+    st.sampled_from([2**53 + 1, 2**63 - 1, -(2**63), 2**63, 10**310, 3.4028235e38, 3.4028236e38]),
 )
 ODD = st.sampled_from([True, None, "the cat", "", "sunny", "foggy", b"1", {}, {"x": 1.0}, [], [1]])
 VALUES = st.one_of(NUMBERS, NUMBERS, NUMBERS, ODD)
