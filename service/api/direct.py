@@ -113,8 +113,19 @@ class DirectSteps:
 
     def answered(self, callers: Sequence[Exchange], answers: Sequence[AnyStepsAnswer]) -> None:
         """See `Callers.answered`."""
+        written = []
         for exchange, answer in zip(callers, answers, strict=True):
-            exchange.succeed(answer)
+            # One that left has no answer.
+            if not exchange.response_complete:
+                try:
+                    written.append((exchange, _write(answer)))
+                except Exception as error:
+                    exchange.fail(error)
+        now = time.monotonic()
+        self.succeeded.count_all([now - exchange.started for exchange, _ in written])
+        told = self.succeeded.told
+        for exchange, body in written:
+            exchange.succeed(body, told=told)
 
     def ended(self, caller: Exchange, asked: Asked, outcome: Applied | Exception) -> None:
         """See `Callers.ended`."""
@@ -148,8 +159,7 @@ class DirectSteps:
             for each in steps:
                 self._answer_group([each])
             return
-        for (exchange, _, _), answer in zip(steps, answers, strict=True):
-            exchange.succeed(answer)
+        self.answered([exchange for exchange, _, _ in steps], answers)
 
     def refuse(self, exchange: Exchange) -> None:
         """Answer a request that found its model's queue full, together with others like it."""
@@ -198,12 +208,12 @@ class Exchange:
         "_direct",
         "_on_answer",
         "_request_id",
-        "_started",
         "_step",
         "keep_alive",
         "refused_by",
         "response_complete",
         "session_id",
+        "started",
         "together",
     )
 
@@ -215,7 +225,7 @@ class Exchange:
         self._direct = direct
         self._on_answer = on_answer
         self._request_id = self.session_id = ""
-        self._started = 0.0
+        self.started = 0.0
         self._step: Step | None = None
         self.together: tuple[Together, int] | None = None
         self.refused_by: Engine | None = None
@@ -247,7 +257,7 @@ class Exchange:
             except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
                 return False
         self.session_id, self._request_id = session_id, request_id
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         self._step = self.together = None
         self.response_complete = False
         if room:
@@ -290,18 +300,10 @@ class Exchange:
     def _ended(self, asked: Asked, outcome: Applied | Exception) -> None:
         self._direct.ended(self, asked, outcome)
 
-    def succeed(self, answer: AnyStepsAnswer) -> None:
-        """Answer with what was applied, unless the caller left."""
-        if self.response_complete:
-            return
-        try:
-            body = _write(answer)
-        except Exception as error:
-            self.fail(error)
-            return
-        seconds = time.monotonic() - self._started
-        if self._direct.succeeded.count(seconds):
-            self._tell(200, seconds)
+    def succeed(self, body: bytes, *, told: bool) -> None:
+        """Answer with what was applied, and tell the log if it is to be told."""
+        if told:
+            self._tell(200, time.monotonic() - self.started)
         self._send(200, _JSON, body)
 
     def fail(self, error: Exception) -> None:
@@ -319,7 +321,7 @@ class Exchange:
     def answer_refused(self, problem: http.Problem, answered: Answered) -> None:
         """Answer with the problem of the model that refused it, and count that; no log line of its own."""
         self.refused_by = None
-        answered.count(time.monotonic() - self._started)
+        answered.count(time.monotonic() - self.started)
         self._reject(problem)
 
     def _reject(self, problem: http.Problem) -> None:
@@ -336,7 +338,7 @@ class Exchange:
             log.exception("an answer could not be written")
 
     def _record(self, status: int) -> None:
-        seconds = time.monotonic() - self._started
+        seconds = time.monotonic() - self.started
         if self._direct.requests.answered(ROUTE, "POST", status).count(seconds):
             self._tell(status, seconds)
 

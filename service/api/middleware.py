@@ -7,7 +7,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -46,6 +46,16 @@ class Answered:
         """
         self._count.value += 1
         self._durations.observe(seconds)
+        return self.told
+
+    def count_all(self, seconds: Sequence[float]) -> None:
+        """Count requests, each as `count` does; the log is to be told of each if `told`."""
+        self._count.value += len(seconds)
+        self._durations.observe_all(seconds)
+
+    @property
+    def told(self) -> bool:
+        """Whether the log is to be told of each."""
         return self._level is not None and log.isEnabledFor(self._level)
 
 

@@ -65,12 +65,17 @@ def begin_together(
     alike: dict[Any, list[int]] = {}
     seen: set[Session] = set()
     ready = context.sessions.ready
+    last: Any = None
+    numbers: list[int] = []
     for number, (_, session, step) in enumerate(asking):
         if session not in seen and ready(session, step.seq):
             seen.add(session)
             inputs = step.inputs
             kind = session.engine, session.flow, type(inputs), len(inputs), step.parameters
-            alike.setdefault(kind, []).append(number)
+            if kind != last:
+                # Nearly always they are all of one kind, and to compare takes less than to look up.
+                last, numbers = kind, alike.setdefault(kind, [])
+            numbers.append(number)
     begun: set[int] = set()
     for numbers in alike.values():
         if len(numbers) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,7 @@ class Session:
         held: Whether one caller keeps it over several steps.
         generation: The last generation, as its task left it, to be resumed by a caller that lost its stream.
         used_at: Monotonic time of the last use.
+        flow: What its steps are part of.
     """
 
     identity: Identity
@@ -102,11 +103,10 @@ class Session:
     busy: bool = False
     held: bool = False
     generation: Any = None
+    flow: Flow = field(init=False)
 
-    @property
-    def flow(self) -> Flow:
-        """What its steps are part of."""
-        return flow_of(self.identity.tenant, "session", self.identity.priority)
+    def __post_init__(self) -> None:
+        self.flow = flow_of(self.identity.tenant, "session", self.identity.priority)
 
     @property
     def labels(self) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -97,10 +97,12 @@ class Slots:
             del self._holders[session.engine][session]
             self._metrics.sessions_resident.labels(*session.labels).dec()
 
-    def touch(self, session: Session) -> None:
-        """Note that a session is in use."""
-        if session.slot is not None:
-            self._holders[session.engine].move_to_end(session)
+    def touch(self, sessions: Iterable[Session]) -> None:
+        """Note that sessions are in use."""
+        holders = self._holders
+        for session in sessions:
+            if session.slot is not None:
+                holders[session.engine].move_to_end(session)
 
     def _longest_unused(self, engine: Engine) -> Session:
         for session in self._holders.get(engine, ()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -186,7 +186,7 @@ class Steps:
         slots: Slots,
         metrics: Metrics,
         snapshot_every: int,
-        touch: Callable[[Iterable[Session]], None],
+        touch: Callable[[Sequence[Session]], None],
         remove: Callable[[Session], None],
     ) -> None:
         self._commit = GroupCommit(journal)

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -320,11 +320,11 @@ class Sessions:
             del self._sessions[session.identity.id]
             self._metrics.sessions.labels(*session.labels).dec()
 
-    def _touch(self, sessions: Iterable[Session]) -> None:
+    def _touch(self, sessions: Sequence[Session]) -> None:
+        self.slots.touch(sessions)
         now, known = self.clock(), self._sessions
         for session in sessions:
             session.used_at = now
-            self.slots.touch(session)
             session_id = session.identity.id
             if session_id in known:
                 known.move_to_end(session_id)
