@@ -554,6 +554,59 @@ async def test_one_that_cannot_be_answered_leaves_the_others_alone(
 
     monkeypatch.setattr(type(task), "answers", fail)
     bodies = {"a": step(1.0), "b": step(13.0), "c": step(3.0)}
-    answers = await all_at_once(running, bodies)
-    assert [answers[name][0] for name in bodies] == [200, 500, 200]
-    assert answers["c"][1]["results"] == [{"total": 3.0}]
+    # First each by itself, since its state is not at hand, then as a group.
+    for turn in (1, 2):
+        answers = await all_at_once(running, bodies)
+        assert [answers[name][0] for name in bodies] == [200, 500, 200]
+        assert answers["c"][1]["results"] == [{"total": 3.0 * turn}]
+        session = await running.context.sessions.find("b", "default")
+        assert (session.seq, session.idle) == (turn, True)
+
+
+async def test_of_steps_that_go_together_one_may_be_lost(running: Running) -> None:
+    names = ["a", "b", "c"]
+    await opened(running, "first", *names)
+    await all_at_once(running, {name: step(1.0, 1) for name in ("first", *names)})
+    gate = running.gate(MODEL)
+    gate.shut()
+    first = await connected(running)
+    first.writer.write(request(step(1.0, 2), "/v1/sessions/first/steps"))
+    await gate.arrival()
+    gate.runs.clear()
+    engine = running.engine(MODEL)
+    connections = [await connected(running) for _ in names]
+    for name, connection in zip(names, connections, strict=True):
+        connection.writer.write(request(step(1.0, 2), f"/v1/sessions/{name}/steps"))
+    await running.until(lambda: engine.pending == 4)
+    connections[1].writer.transport.abort()
+    await running.until(lambda: counted(running, 499) == 1)
+    gate.open()
+    for connection in (first, connections[0], connections[2]):
+        assert (await connection.answer())[2]["results"] == [{"total": 2.0}]
+        connection.writer.close()
+    session = await running.context.sessions.find("b", "default")
+    await running.until(lambda: session.idle)
+    assert (session.seq, gate.runs) == (1, [2])
+    again = await all_at_once(running, {"b": step(1.0, 2)})
+    assert again["b"][1]["results"] == [{"total": 2.0}]
+    assert again["b"][1]["duplicate"] is False
+
+
+async def test_two_requests_of_a_session_at_once_are_one_step_and_one_refusal(
+    running: Running,
+) -> None:
+    await opened(running, "a", "b")
+    for turn in (1, 2, 3):
+        connections = [await connected(running) for _ in range(3)]
+        for connection, name in zip(connections, ("a", "b", "a"), strict=True):
+            body = step(1.0 if name == "b" else 10.0)
+            connection.writer.write(request(body, f"/v1/sessions/{name}/steps"))
+        (one, _, _), (other, _, _), (same, _, _) = [await c.answer() for c in connections]
+        for connection in connections:
+            connection.writer.close()
+        assert other == 200
+        # Where the two came in different turns, both may have been applied.
+        assert {one, same} in ({200, 409}, {200})
+        session = await running.context.sessions.find("a", "default")
+        assert session.idle
+        assert turn <= session.seq <= 2 * turn
