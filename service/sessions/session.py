@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -52,25 +52,29 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):
         return int(self.ends[-1]) + 1
 
     def digest(self) -> bytes:
-        """See `digest_of`."""
+        """See `digests_of`."""
         content = content_of(in_order(self.arrays))
-        return digest_of(self.parameters, self.ends.tobytes(), content)
+        return digests_of(self.parameters, self.ends.tobytes(), (content,))[0]
 
 
-def digest_of(parameters: bytes, ends: bytes, content: bytes) -> bytes:
+def digests_of(parameters: bytes, ends: bytes, contents: Sequence[bytes]) -> list[bytes]:
     """The same for the same payload and for no other: a short one is its own digest, of a long one 16 bytes.
 
     Args:
         parameters: What else the reply depends on.
         ends: Positions of the last time step of each input.
-        content: All inputs in the order of names, one after the other.
+        contents: All inputs in the order of names, one after the other; of some payloads of the same length.
     """
-    if len(content) <= _SHORT:
-        return b"".join((parameters, len(ends).to_bytes(2, "little"), ends, content))
-    value = blake2b(parameters, digest_size=16)
-    value.update(ends)
-    value.update(content)
-    return value.digest()
+    if len(contents[0]) <= _SHORT:
+        head = b"".join((parameters, len(ends).to_bytes(2, "little"), ends))
+        return [head + content for content in contents]
+    digests = []
+    for content in contents:
+        value = blake2b(parameters, digest_size=16)
+        value.update(ends)
+        value.update(content)
+        digests.append(value.digest())
+    return digests
 
 
 @dataclass(slots=True, eq=False)

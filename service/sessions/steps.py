@@ -30,7 +30,7 @@ from service.journal.protocol import (
 )
 from service.metrics import Metrics
 from service.sessions.commit import GroupCommit
-from service.sessions.session import Chunk, Session, digest_of, find_retry
+from service.sessions.session import Chunk, Session, digests_of, find_retry
 from service.sessions.slots import Slots
 
 log = logging.getLogger(__name__)
@@ -442,7 +442,8 @@ class Steps:
         fed = layout_of({name: values[0] for name, values in inputs.items()})
         one = {name: values[0] for name, values in outputs.items()}
         answered = self._layout(sessions[0].engine, together.wanted, one)
-        ends, parameters = np.arange(length).tobytes(), together.parameters
+        contents = _rows(inputs)
+        digests = digests_of(together.parameters, np.arange(length).tobytes(), contents)
         entries = [
             Entry(
                 session.identity.id,
@@ -450,9 +451,11 @@ class Steps:
                 session.seq + length,
                 fed,
                 content,
-                Reply(session.seq + 1, digest_of(parameters, ends, content), answered, reply),
+                Reply(session.seq + 1, digest, answered, reply),
             )
-            for session, content, reply in zip(sessions, _rows(inputs), _rows(outputs), strict=True)
+            for session, content, digest, reply in zip(
+                sessions, contents, digests, _rows(outputs), strict=True
+            )
         ]
         on_commit = partial(self._committed_together, together, first, outputs, entries)
         self._commit.add_all(entries, on_commit)
