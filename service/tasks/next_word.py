@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -30,6 +31,20 @@ _INTEGERS = frozenset((int,))
 _TEXTS = frozenset((str,))
 # Characters of an unknown word that an error repeats.
 _SHOWN = 40
+
+
+class Candidate(msgspec.Struct, gc=False):
+    """A token that may come next.
+
+    Attributes:
+        token: Word or character.
+        id: Its number in the vocabulary.
+        score: Its probability.
+    """
+
+    token: str
+    id: int
+    score: float
 
 
 class NextWordTask:
@@ -160,23 +175,17 @@ class NextWordTask:
     # Tensors to tokens.
 
     def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
-        """See `Task.answers`: `[{"token", "id", "score"}]`, the likeliest first; score is a probability."""
+        """See `Task.answers`: a list of `Candidate`, the likeliest first."""
         top_k = parameters.top_k or _DEFAULT_TOP_K
-        words, exp = self._words, math.exp
-        # Numbers of Python: for a handful of candidates an operation of numpy takes longer than all of this.
-        rows = zip(
-            outputs["top_indices"][:, :top_k].tolist(),
-            outputs["top_scores"][:, :top_k].tolist(),
-            outputs["logsumexp"].tolist(),
-            strict=True,
-        )
-        return [
-            [
-                {"token": words[i], "id": i, "score": exp(score - logsumexp)}
-                for i, score in zip(indices, scores, strict=True)
-            ]
-            for indices, scores, logsumexp in rows
-        ]
+        ids = outputs["top_indices"][:, :top_k]
+        scores = outputs["top_scores"][:, :top_k].astype(np.float64)
+        logs = scores - outputs["logsumexp"].astype(np.float64)[:, None]
+        flat = ids.ravel().tolist()
+        # One loop for all rows. Not numpy's `exp`: its last bit depends on how many numbers there are.
+        tokens, likely = map(self._words.__getitem__, flat), map(math.exp, logs.ravel().tolist())
+        candidates = [*map(Candidate, tokens, flat, likely)]
+        width = ids.shape[1]
+        return [candidates[first : first + width] for first in range(0, len(flat), width)]
 
     def whole_answer(self, value: Any, outputs: Outputs, parameters: Parameters) -> Any:
         """See `Task.whole_answer`: the likeliest tokens after the text."""

@@ -80,9 +80,9 @@ def test_the_likeliest_words_come_with_their_probabilities(task: NextWordTask) -
     answers = task.answers((), reference_outputs(logits), Parameters(top_k=3))
     for answer, row in zip(answers, probabilities, strict=True):
         best = np.argsort(-row)[:3]
-        assert [candidate["id"] for candidate in answer] == best.tolist()
-        assert [candidate["token"] for candidate in answer] == [WORDS[i] for i in best]
-        assert [candidate["score"] for candidate in answer] == pytest.approx(row[best])
+        assert [candidate.id for candidate in answer] == best.tolist()
+        assert [candidate.token for candidate in answer] == [WORDS[i] for i in best]
+        assert [candidate.score for candidate in answer] == pytest.approx(row[best])
 
 
 def test_five_words_are_answered_unless_told_otherwise(task: NextWordTask) -> None:
