@@ -281,6 +281,7 @@ class Exchange:
             return
         if self._step is not None:
             self._step.leave()
+            self._step = None
         self.refused_by = None
         self.response_complete = True
         self._record(http.CLIENT_LEFT)
@@ -328,8 +329,8 @@ class Exchange:
         self._send(problem.status, problem.fields, problem.body(self._request_id))
 
     def _send(self, status: int, fields: str, body: bytes) -> None:
-        # Before it is written: with the answer the next request may begin.
-        self._prepared = None
+        # Before it is written: with the answer the next request may begin. The step knows its exchange.
+        self._prepared = self._step = None
         self.response_complete = True
         try:
             self._on_answer(status, self._request_id, fields, body)

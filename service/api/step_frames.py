@@ -113,6 +113,7 @@ class Steps:
         self._cancelled = True
         for step in self._steps:
             step.leave()
+        self._steps.clear()
         for task in self._tasks:
             task.cancel()
 
@@ -168,7 +169,8 @@ class Steps:
         except Exception as error:
             self._fail(number, error)
         else:
-            self._steps.append(step)
+            if self._missing:
+                self._steps.append(step)
 
     def _ended(self, number: int, prepared: Prepared, outcome: Applied | Exception) -> None:
         if isinstance(outcome, Exception):
@@ -193,6 +195,8 @@ class Steps:
     def _note_end(self) -> None:
         self._missing -= 1
         if self._missing == 0 and not self._cancelled:
+            # They know each other, and the collector is not to be waited for.
+            self._steps.clear()
             self._answer()
             self._on_end(self._replies)
 
