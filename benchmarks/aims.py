@@ -137,7 +137,8 @@ def _resident(parts: Parts) -> Iterator[Aim]:
         )
     cycles = found["cycles"]
     yield Aim(
-        f"bytes left behind by each of {cycles['cycles']:,} sessions that came and went",
+        f"bytes left behind by each of {cycles['cycles']:,} sessions that came, stepped and went, "
+        f"after {cycles['before']:,} others",
         cycles["growth_bytes"] / cycles["cycles"],
         _LEFT_BEHIND,
         most=True,

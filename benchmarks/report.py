@@ -175,9 +175,10 @@ def _resident(found: dict[str, Any], device: str) -> str:
             for row in found["memory"]
         ),
         (
-            f"growth over {cycles['cycles']:,} sessions that came and went",
-            _mebibytes(cycles["growth_bytes"]),
+            f"resident memory after {cycles['before']:,} sessions that came, stepped and went",
+            _mebibytes(cycles["resident_bytes"][0]),
         ),
+        (f"growth over {cycles['cycles']:,} more", _mebibytes(cycles["growth_bytes"])),
     ]
     return f"### Resident sessions\n\n{_table(('', ''), lines)}\n"
 

@@ -293,6 +293,7 @@ class Exchange:
         elif self.together is not None:
             together, place = self.together
             together.leave(place)
+        self._step = self.together = None
         self.refused_by = None
         self.response_complete = True
         self._record(http.CLIENT_LEFT)
@@ -328,7 +329,7 @@ class Exchange:
         self._send(problem.status, problem.fields, problem.body(self._request_id))
 
     def _send(self, status: int, fields: str, body: bytes) -> None:
-        # Before it is written: with the answer the next request may begin.
+        # Before it is written: with the answer the next request may begin. The step knows its exchange.
         self._step = self.together = None
         self.response_complete = True
         try:

@@ -6,6 +6,7 @@ connection and what keeps it alive are left to it.
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import Callable
 from typing import Any, cast
@@ -51,6 +52,16 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         while not waiting.empty():
             self._reader.put_nowait(cast(Any, waiting.get_nowait()))
         self.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.BaseProtocol.connection_lost`."""
+        super().connection_lost(exc)
+        # Who reads knows this protocol, and a parser that waits for more knows itself; so they go now and do not wait
+        # for the collector.
+        self.conn.parser.close()
+        if self._reader is not None:
+            self._reader = None
+            self.queue = asyncio.Queue()
 
     def pause(self) -> None:
         """Leave what comes unread."""
@@ -113,6 +124,6 @@ class _Reader:
 
 
 def protocol_of(socket: WebSocket) -> SocketProtocol:
-    """The protocol of an accepted connection."""
-    protocol: SocketProtocol = socket.scope["extensions"][_EXTENSION]
+    """The protocol of an accepted connection, once: a protocol and its scope are not to hold each other."""
+    protocol: SocketProtocol = socket.scope["extensions"].pop(_EXTENSION)
     return protocol

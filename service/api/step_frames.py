@@ -118,6 +118,7 @@ class Steps:
             step.leave()
         for together in self._togethers:
             together.leave_all()
+        self._let_go()
         for task in self._tasks:
             task.cancel()
 
@@ -162,7 +163,8 @@ class Steps:
         except Exception as error:
             self._fail(number, error)
         else:
-            self._steps.append(step)
+            if self._missing:
+                self._steps.append(step)
 
     # Callers of steps that went together.
 
@@ -201,8 +203,14 @@ class Steps:
     def _note_ends(self, steps: int) -> None:
         self._missing -= steps
         if self._missing == 0 and not self._cancelled:
+            self._let_go()
             self._answer()
             self._on_end(self._replies)
+
+    def _let_go(self) -> None:
+        """Steps and frame know each other, and the collector is not to be waited for."""
+        self._steps.clear()
+        self._togethers.clear()
 
     # Answers wait for the last step, since those of many steps cost little more than one.
 

@@ -296,6 +296,8 @@ class _Connection:
         if each not in self._in_flight:
             return
         del self._in_flight[each]
+        # They know each other, and the collector is not to be waited for.
+        each.work = None
         if not self._in_flight:
             self._quiet.set()
         self._answered += 1

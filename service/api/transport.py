@@ -163,13 +163,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.BaseProtocol.connection_lost`."""
-        self._stop_looking()
-        if self._exchange is not None:
-            self._exchange.leave()
+        self._leave()
         super().connection_lost(exc)
-        # They know each other.
-        self._exchange = None
-        self.cycle = None
+        self._forget()
 
     def pause_writing(self) -> None:
         """See `asyncio.BaseProtocol.pause_writing`."""
@@ -185,9 +181,21 @@ class HttpProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def handle_websocket_upgrade(self) -> None:
-        """The connection belongs to another protocol from here on."""
-        self._stop_looking()
+        """The connection belongs to another protocol from here on, which alone hears when it is lost."""
+        self._leave()
         super().handle_websocket_upgrade()
+        self._forget()
+
+    def _leave(self) -> None:
+        """There is nobody to answer any more."""
+        self._stop_looking()
+        if self._exchange is not None:
+            self._exchange.leave()
+
+    def _forget(self) -> None:
+        """Let go of what knows this protocol, so that it goes now and does not wait for the collector."""
+        self._exchange = self.cycle = None
+        self.parser = None  # type: ignore[assignment]
 
     # Deadlines. One timer a connection, that finds out when it is called whether anything is due.
 

@@ -397,8 +397,10 @@ class Writing:
     def _end(self) -> None:
         if self.open:
             self.open = False
-            if self._fed is not None:
-                self._fed.leave()
+            # They know each other, and the collector is not to be waited for.
+            fed, self._fed = self._fed, None
+            if fed is not None:
+                fed.leave()
 
     # The reader.
 

@@ -137,8 +137,8 @@ class Together:
         "wanted",
     )
 
-    group: Group
-    """Those steps in the engine."""
+    group: Group | None
+    """Those steps in the engine, until the last has ended."""
 
     def __init__(
         self,
@@ -160,12 +160,13 @@ class Together:
 
     def leave(self, place: int) -> None:
         """The caller of a step left: see `Step.leave`. Its answer may come all the same."""
-        self.group.leave(place)
+        if self.group is not None:
+            self.group.leave(place)
 
     def leave_all(self) -> None:
         """All callers left."""
         for place in range(len(self.sessions)):
-            self.group.leave(place)
+            self.leave(place)
 
 
 class Steps:
@@ -517,8 +518,10 @@ class Steps:
         inputs = {name: values[place] for name, values in together.inputs.items()}
         ends = np.arange(len(next(iter(inputs.values()))))
         chunk = Chunk(inputs, ends, together.parameters)
-        session, group = together.sessions[place], together.group
-        step = Step(session, chunk, together.wanted, None, partial(together.on_row, place))
+        group = together.group
+        assert group is not None
+        on_end = partial(together.on_row, place)
+        step = Step(together.sessions[place], chunk, together.wanted, None, on_end)
         step.work, step.left = group.works.get(place), place in group.left
         self._in_flight.add(step)
         self._misses(together, 1)
@@ -528,6 +531,8 @@ class Steps:
         """So many rows of it are done with."""
         together.missing -= rows
         if not together.missing:
+            # They know each other, and the collector is not to be waited for.
+            together.group = None
             self._leaves(together)
 
     def _leaves(self, step: Step | Together) -> None:
