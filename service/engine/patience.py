@@ -9,6 +9,8 @@ that the wait is no part of: if d + T(w + n) < T(w) + T(n), where T(rows) is the
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 _NEW = 0.2
 """Weight of a new measurement in a moving average."""
 
@@ -32,31 +34,38 @@ _ONE = 0.5
 
 
 class RunTimes:
-    """Time of a run by its rows, as measured: a moving average at each power of two, straight lines between."""
+    """Time of a run by its rows, as measured: a moving average at each power of two, straight lines between.
+
+    Fewer rows never take longer than more. So one run that was held up, by whatever else the machine did, is not
+    believed once more rows took less; else nobody would run so few again, and find out.
+    """
 
     def __init__(self) -> None:
         self._found: dict[int, float] = {}
+        # In rising order of rows; of each the least that it or a larger one took.
+        self._times: list[tuple[int, float]] = []
 
     def add(self, rows: int, seconds: float) -> None:
         """Learn from a run."""
         size = _bucket(rows)
         known = self._found.get(size, seconds)
         self._found[size] = known + _NEW * (seconds - known)
+        sizes = sorted(self._found, reverse=True)
+        least = accumulate((self._found[size] for size in sizes), min)
+        self._times = list(zip(sizes, least, strict=True))[::-1]
 
     def of(self, rows: float) -> float:
-        """Expected seconds of a run; beyond what was measured, those of the nearest measured for each row."""
-        sizes = sorted(self._found)
-        if not sizes:
-            return 0.0
-        above = next((size for size in sizes if size >= rows), None)
-        below = next((size for size in reversed(sizes) if size <= rows), None)
-        if above is None:
-            # A larger run was never seen. That its rows cost nothing is a hope, and trying is how to learn.
-            return self._found[sizes[-1]]
-        if below is None or below == above:
-            return self._found[above]
-        share = (rows - below) / (above - below)
-        return self._found[below] + share * (self._found[above] - self._found[below])
+        """Expected seconds of a run; of more rows than were ever seen, those of the most."""
+        below: tuple[int, float] | None = None
+        for size, seconds in self._times:
+            if size >= rows:
+                if below is None:
+                    return seconds
+                share = (rows - below[0]) / (size - below[0])
+                return below[1] + share * (seconds - below[1])
+            below = size, seconds
+        # A larger run was never seen. That its rows cost nothing is a hope, and trying is how to learn.
+        return below[1] if below else 0.0
 
 
 def _bucket(rows: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from random import Random
 
 import pytest
 
@@ -125,6 +126,24 @@ def test_waiting_never_costs_much(
 
     patient = steps_per_second(sessions, run_s, back_s, Patience(MOST))
     assert patient > 0.9 * steps_per_second(sessions, run_s, back_s, None)
+
+
+@pytest.mark.parametrize("run_s", [heavy, light])
+@pytest.mark.parametrize("sessions", [2, 64, 200])
+@pytest.mark.parametrize("think_s", [5e-3, 20e-3, 100e-3])
+def test_a_run_that_was_held_up_once_is_forgotten(
+    run_s: Callable[[int], float], sessions: int, think_s: float
+) -> None:
+    def thinking() -> Callable[[int], float]:
+        random = Random(1)
+        return lambda number: random.expovariate(1 / think_s)
+
+    patience = Patience(MOST)
+    # The first run of one row, on a machine that had no time for it.
+    patience.ran(1, 0.5)
+    patience.ran(MOST, run_s(MOST))
+    patient = steps_per_second(sessions, run_s, thinking(), patience, seconds=4.0)
+    assert patient > 0.8 * steps_per_second(sessions, run_s, thinking(), None, seconds=4.0)
 
 
 def test_a_single_session_is_never_kept_waiting() -> None:
