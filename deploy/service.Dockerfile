@@ -18,7 +18,8 @@ WORKDIR /app
 # runs from /app: installing it would need training/ beside it.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-      print(*p['dependencies'], *p['optional-dependencies']['${RUNTIME}'], sep='\n')" > /tmp/requirements.txt \
+      extras = p['optional-dependencies']; \
+      print(*p['dependencies'], *extras['${RUNTIME}'], *extras['bound'], sep='\n')" > /tmp/requirements.txt \
  && pip install --no-cache-dir -c constraints.txt -r /tmp/requirements.txt \
  && rm /tmp/requirements.txt \
  && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin seqserve

@@ -38,16 +38,18 @@ def serve(settings: Settings) -> None:
             require_cuda()
         except DeviceMissing as error:
             raise SystemExit(f"seqserve: {PREFIX}DEVICE=cuda, but {error}") from error
+    from service import logs
+
+    # Before a model is loaded: what is told of it while it is would be lost.
+    logs.configure(settings.log_level)
     loading = models_of(settings)
     loading.begin()
     # While files are read: what the threads that load need next; while models load: all the rest.
     importlib.import_module("service.engine.graph")
     importlib.import_module("service.tasks.making")
-    from service import logs
     from service.app import build_context
     from service.server import make_server
 
-    logs.configure(settings.log_level)
     make_server(build_context(settings, loading=loading)).run()
 
 

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from tests.integration import process
+from tests.integration.conftest import EXPORTED
+
+LARGE_STATE = "forecast-etth1-transformer"
 SCRIPT = """
 import asyncio, importlib, pkgutil, sys
 
@@ -55,3 +63,17 @@ def test_the_service_runs_where_training_cannot_be_imported(model_directory: Pat
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_log_tells_which_states_stay_on_the_host_without_onnx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, absent = tmp_path / "models", tmp_path / "absent"
+    shutil.copytree(EXPORTED / LARGE_STATE, models / LARGE_STATE)
+    absent.mkdir()
+    (absent / "onnx.py").write_text("raise ImportError('onnx is not installed')")
+    monkeypatch.setenv("PYTHONPATH", str(absent), prepend=os.pathsep)
+    service = process.start(models, tmp_path / "log", device="cpu")
+    assert process.stop(service) == 0
+    told = [line["message"] for line in service.log() if "on the host" in line["message"]]
+    assert told == [f"model {LARGE_STATE} keeps its states on the host: onnx is not installed"]

@@ -38,6 +38,7 @@ TEXTS = (
 )
 TOP_K = 5
 TOLERANCE = 1e-4
+BUSY = 503
 
 Record = dict[str, Any]
 log = logging.getLogger(__name__)
@@ -54,6 +55,23 @@ class WrongAnswer(Exception):
 
 class Refused(Exception):
     """The service answered with an error."""
+
+    def __init__(self, status: int, problem: str) -> None:
+        # A busy service says so in other numbers each time; locust is to count all of it as one.
+        super().__init__(status, code_of(problem) if status == BUSY else problem)
+
+
+def code_of(problem: str) -> str:
+    """The code of a problem document, or the text that was sent instead of one."""
+    try:
+        return str(json.loads(problem)["code"])
+    except (ValueError, KeyError, TypeError):
+        return problem
+
+
+def refusal(problem: Record) -> Refused:
+    """A problem that came in a frame."""
+    return Refused(problem["status"], json.dumps(problem))
 
 
 def planned(weather: list[str]) -> list[str]:
@@ -169,7 +187,7 @@ class HttpUser(FastHttpUser):
             method, path, name=name or path, json=body, catch_response=True
         ) as response:
             if not 200 <= response.status_code < 300:
-                response.failure(Refused(f"{response.status_code} {response.text}"))
+                response.failure(Refused(response.status_code, f"{response.text}"))
                 raise RescheduleTask
             answer = response.json() if response.text else None
             try:
@@ -280,7 +298,7 @@ class StreamUser(User):
         def check(answer: Record, *, retry: bool) -> None:
             for reply, (name, story) in zip(answer["replies"], stories.items(), strict=True):
                 if "error" in reply:
-                    raise Refused(str(reply))
+                    raise refusal(reply["error"])
                 story.check(sent[name], reply, retry=retry)
 
         self.ask(frame, lambda answer: check(answer, retry=False))
@@ -298,8 +316,8 @@ class StreamUser(User):
     ) -> Record:
         """Send a frame, wait for its answer and check it."""
         with self._reported(name or frame["op"]):
-            answer = self._exchange({"id": next(self.ids), **frame})
             try:
+                answer = self._exchange({"id": next(self.ids), **frame})
                 check(answer)
             except WrongAnswer:
                 wrong["stream"] += 1
@@ -337,6 +355,8 @@ class StreamUser(User):
             self.socket.send(json.dumps(frame))
         data = self.socket.recv()
         answer: Record = msgpack.unpackb(data) if self.binary else json.loads(data)
-        if answer["op"] == "error" or answer.get("id") != frame["id"]:
-            raise Refused(str(answer))
+        if "error" in answer:
+            raise refusal(answer["error"])
+        if answer.get("id") != frame["id"]:
+            raise WrongAnswer(f"expected an answer to {frame['id']}, got {answer}")
         return answer
