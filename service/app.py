@@ -22,6 +22,7 @@ from service.api import documentation, http, operations, predict, sessions, stre
 from service.api.context import Context, Shutdown
 from service.api.direct import DirectSteps
 from service.api.middleware import Observed, Requests
+from service.api.together import Turn
 from service.engine.engine import Limits
 from service.engine.graph import choose_device, device_memory
 from service.errors import MethodNotAllowed, ServiceError, UnknownRoute
@@ -111,7 +112,8 @@ def build(context: Context) -> FastAPI:
     app.add_exception_handler(Exception, _on_fault)
     requests = Requests(context.metrics)
     app.add_middleware(Observed, requests=requests)
-    app.state.direct_steps = DirectSteps(context, requests)
+    app.state.turn = turn = Turn(context)
+    app.state.direct_steps = DirectSteps(context, turn, requests)
     documentation.install(app)
     return app
 

@@ -20,7 +20,7 @@ from service.api.context import TENANT, Context
 from service.api.middleware import Answered, Requests
 from service.api.schema import AnyStepsAnswer, StepsRequest
 from service.api.stepping import Asked, prepare, steps_answers
-from service.api.together import Asking, begin_together
+from service.api.together import Turn
 from service.engine.engine import Engine
 from service.errors import Overloaded, ServiceError
 from service.sessions.session import Session
@@ -45,7 +45,6 @@ _TELL_EVERY_S = 1.0
 OnAnswer = Callable[[int, str, str, bytes], None]
 """Takes the status, the id of the request, the fields of the head as they are written, and the body of a response."""
 
-_Read = Asking["Exchange", StepsRequest]
 _Done = tuple["Exchange", Asked, Applied]
 
 _JSON = "content-type: application/json\r\n"
@@ -58,16 +57,17 @@ class DirectSteps:
 
     Args:
         context: The service.
+        turn: What is read in a turn of the event loop.
         requests: Where requests are counted.
     """
 
-    def __init__(self, context: Context, requests: Requests) -> None:
+    def __init__(self, context: Context, turn: Turn, requests: Requests) -> None:
         self.context = context
+        self.turn = turn
         self.requests = requests
         self.max_body_bytes = context.settings.max_body_bytes
         self.succeeded = requests.answered(ROUTE, "POST", 200)
-        # Requests of this turn of the event loop, and steps that ended in it.
-        self._read: dict[Engine, list[_Read]] = {}
+        # Steps that ended by themselves in this turn of the event loop.
         self._done: list[_Done] = []
         self._refused: list[Exchange] = []
         self._rest_s = 0.0
@@ -75,40 +75,19 @@ class DirectSteps:
         self._untold = 0
         self._told_at = -math.inf
 
-    def has_room(self, engine: Engine) -> bool:
-        """Whether a step would be let in, behind those that were read in this turn of the event loop."""
-        read = self._read
-        return engine.room > (len(read[engine]) if engine in read else 0)
+    # Those who ask, for `Turn`.
 
-    def begin(self, exchange: Exchange, session: Session, request: StepsRequest) -> None:
-        """Begin a step together with all others that are read in this turn of the event loop."""
-        read = self._read
-        if not read:
-            asyncio.get_running_loop().call_soon(self._begin)
-        steps = read.get(session.engine)
-        if steps is None:
-            steps = read[session.engine] = []
-        steps.append((exchange, session, request))
+    def waits(self, caller: Exchange) -> bool:
+        """See `Callers.waits`."""
+        return not caller.response_complete
 
-    def _begin(self) -> None:
-        read, self._read = self._read, {}
-        for steps in read.values():
-            by: dict[float | None, list[_Read]] = {}
-            for each in steps:
-                by.setdefault(each[2].timeout_s, []).append(each)
-            for timeout_s, group in by.items():
-                self._begin_group(group, timeout_s)
+    def begin(self, caller: Exchange, session: Session, step: StepsRequest) -> None:
+        """See `Callers.begin`."""
+        caller.start(session, step)
 
-    def _begin_group(self, steps: list[_Read], timeout_s: float | None) -> None:
-        asking = [each for each in steps if not each[0].response_complete]
-        for exchange, session, request in begin_together(self.context, asking, timeout_s, self):
-            exchange.start(session, request)
-
-    # Callers of steps that went together.
-
-    def begun(self, callers: Sequence[Exchange], together: Together) -> None:
+    def begun(self, callers: Sequence[Exchange], together: Together, first: int) -> None:
         """See `Callers.begun`."""
-        for place, exchange in enumerate(callers):
+        for place, exchange in enumerate(callers, first):
             exchange.together = together, place
 
     def answered(self, callers: Sequence[Exchange], answers: Sequence[AnyStepsAnswer]) -> None:
@@ -250,7 +229,7 @@ class Exchange:
         session = context.sessions.at_hand(session_id, TENANT)
         if session is None:
             return False
-        room = direct.has_room(session.engine)
+        room = direct.turn.has_room(session.engine)
         if room:
             try:
                 request = _decode(body)
@@ -261,7 +240,7 @@ class Exchange:
         self._step = self.together = None
         self.response_complete = False
         if room:
-            direct.begin(self, session, request)
+            direct.turn.add(direct, self, session, request, request.timeout_s)
         else:
             self.refused_by = session.engine
             direct.refuse(self)

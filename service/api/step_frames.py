@@ -14,7 +14,7 @@ from service.api import http
 from service.api.context import TENANT, Context
 from service.api.schema import AnyStepsAnswer, StepFrame, StepOf
 from service.api.stepping import Asked, packed_answers, prepare, steps_answers
-from service.api.together import begin_together
+from service.api.together import Turn
 from service.engine.engine import Engine
 from service.errors import Invalid, ServiceError, SessionBusy, TooLarge
 from service.sessions.session import Session
@@ -49,12 +49,13 @@ class Steps:
 
     Args:
         context: The service.
+        turn: What is read in a turn of the event loop.
         frame: Checked by `check`.
         variables: Context variables of the connection.
         problem: See `Problem`.
         seen: Sessions used, with the inputs committed; filled.
         on_end: Called once, when the last reply is there, with all of them in the order of the frame; perhaps before
-            `begin` returns, and not once the frame was cancelled.
+            `start` returns, and not once the frame was cancelled.
     """
 
     __slots__ = (
@@ -70,12 +71,14 @@ class Steps:
         "_steps",
         "_tasks",
         "_togethers",
+        "_turn",
         "_variables",
     )
 
     def __init__(
         self,
         context: Context,
+        turn: Turn,
         frame: StepFrame,
         variables: Variables,
         problem: Problem,
@@ -83,6 +86,7 @@ class Steps:
         on_end: Callable[[list[Any]], None],
     ) -> None:
         self._context = context
+        self._turn = turn
         self._frame = frame
         self._variables = variables
         self._problem = problem
@@ -92,12 +96,12 @@ class Steps:
         self._missing = len(frame.steps)
         self._applied: list[tuple[int, Asked, Applied]] = []
         self._steps: list[Step] = []
-        self._togethers: list[Together] = []
+        self._togethers: list[tuple[Together, range]] = []
         # Those that look for a session which is not at hand.
         self._tasks: set[asyncio.Task[None]] = set()
         self._cancelled = False
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Put every step on its way."""
         at_hand: dict[Engine, list[tuple[int, Session]]] = {}
         for number, each in enumerate(self._frame.steps):
@@ -116,8 +120,9 @@ class Steps:
         self._cancelled = True
         for step in self._steps:
             step.leave()
-        for together in self._togethers:
-            together.leave_all()
+        for together, places in self._togethers:
+            for place in places:
+                together.leave(place)
         self._let_go()
         for task in self._tasks:
             task.cancel()
@@ -130,7 +135,7 @@ class Steps:
         except Exception as error:
             self._fail(number, error)
         else:
-            self._begin(number, each, session)
+            self.begin(number, session, each)
 
     def _begin_together(self, found: list[tuple[int, Session]]) -> None:
         """Begin steps of one model."""
@@ -140,37 +145,39 @@ class Steps:
             for number, _ in found:
                 self._fail(number, error)
             return
-        steps = self._frame.steps
-        asking = [(number, session, steps[number]) for number, session in found]
-        for number, session, each in begin_together(
-            self._context, asking, self._frame.timeout_s, self
-        ):
-            self._begin(number, each, session)
+        steps, timeout_s = self._frame.steps, self._frame.timeout_s
+        for number, session in found:
+            self._turn.add(self, number, session, steps[number], timeout_s)
 
-    def _begin(self, number: int, each: StepOf, session: Session) -> None:
+    # Those who ask, for `Turn`.
+
+    def waits(self, caller: int) -> bool:
+        """See `Callers.waits`."""
+        return not self._cancelled
+
+    def begin(self, caller: int, session: Session, step: StepOf) -> None:
+        """See `Callers.begin`."""
         context = self._context
         try:
             prepared = prepare(
-                context, session, each.inputs, each.parameters, self._frame.timeout_s
+                context, session, step.inputs, step.parameters, self._frame.timeout_s
             )
-            step = context.sessions.begin(
+            begun = context.sessions.begin(
                 session,
                 prepared.chunk,
                 prepared.wanted,
-                each.seq,
-                partial(self.ended, number, prepared.asked),
+                step.seq,
+                partial(self.ended, caller, prepared.asked),
             )
         except Exception as error:
-            self._fail(number, error)
+            self._fail(caller, error)
         else:
             if self._missing:
-                self._steps.append(step)
+                self._steps.append(begun)
 
-    # Callers of steps that went together.
-
-    def begun(self, callers: Sequence[int], together: Together) -> None:
+    def begun(self, callers: Sequence[int], together: Together, first: int) -> None:
         """See `Callers.begun`."""
-        self._togethers.append(together)
+        self._togethers.append((together, range(first, first + len(callers))))
 
     def answered(self, callers: Sequence[int], answers: Sequence[AnyStepsAnswer]) -> None:
         """See `Callers.answered`."""

@@ -38,6 +38,7 @@ from service.api.schema import (
 from service.api.sockets import SocketProtocol, protocol_of
 from service.api.step_frames import Steps, check
 from service.api.stepping import open_session
+from service.api.together import Turn
 from service.api.writing import Writing, token_answer
 from service.errors import Draining, Invalid, ServiceError, TooLarge, UpgradeRequired
 
@@ -98,6 +99,7 @@ class _Connection:
         self._socket = socket
         self._protocol: SocketProtocol = protocol_of(socket)
         self._context = context
+        self._turn: Turn = socket.app.state.turn
         self._loop = asyncio.get_running_loop()
         # Callbacks of the connection have none of their own.
         self._variables = contextvars.copy_context()
@@ -237,6 +239,7 @@ class _Connection:
                 check(frame, self._context)
                 steps = Steps(
                     self._context,
+                    self._turn,
                     frame,
                     self._variables,
                     self._problem,
@@ -244,7 +247,7 @@ class _Connection:
                     partial(self._stepped, each),
                 )
                 each.work = steps
-                steps.begin()
+                steps.start()
             case CancelFrame():
                 count = self._cancel(frame.target)
                 self._answer(each, {"op": "cancelled", "id": frame.id, "frames": count})

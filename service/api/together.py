@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
@@ -18,6 +19,7 @@ from service.api.schema import (
     StepsRequest,
 )
 from service.api.stepping import Asked, task_of, unpacked
+from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.sessions.session import Session
 from service.sessions.steps import Applied, Outputs, Together, Wanted
@@ -25,81 +27,120 @@ from service.tasks import packed
 
 log = logging.getLogger(__name__)
 
-Caller = TypeVar("Caller")
-Request = TypeVar("Request", StepOf, StepsRequest)
-Asking = tuple[Caller, Session, Request]
-"""Who asks, for which session, for what."""
-OneCaller = TypeVar("OneCaller", contravariant=True)
+Request = StepOf | StepsRequest
 
 
-class Callers(Protocol[OneCaller]):
-    """Those who ask for steps."""
+class Callers(Protocol):
+    """Those who ask for steps; each is what they know it by."""
 
-    def begun(self, callers: Sequence[OneCaller], together: Together) -> None:
-        """Their steps are on their way; places in `together` are those in `callers`."""
+    def waits(self, caller: Any) -> bool:
+        """Whether a caller still waits for its answer."""
 
-    def answered(self, callers: Sequence[OneCaller], answers: Sequence[AnyStepsAnswer]) -> None:
+    def begun(self, callers: Sequence[Any], together: Together, first: int) -> None:
+        """Their steps are on their way, in `together` from the place `first` on."""
+
+    def answered(self, callers: Sequence[Any], answers: Sequence[AnyStepsAnswer]) -> None:
         """Their steps were applied."""
 
-    def ended(self, caller: OneCaller, asked: Asked, outcome: Applied | Exception) -> None:
+    def ended(self, caller: Any, asked: Asked, outcome: Applied | Exception) -> None:
         """A step that had to go its own way was applied, or was not."""
 
+    def begin(self, caller: Any, session: Session, step: Any) -> None:
+        """Begin a step that cannot go together with others."""
 
-def begin_together(
-    context: Context,
-    asking: Sequence[Asking[Caller, Request]],
-    timeout_s: float | None,
-    callers: Callers[Caller],
-) -> list[Asking[Caller, Request]]:
-    """Begin steps that can go together with others.
+
+_Asking = tuple[Callers, Any, Session, Request, float | None]
+"""Who asks, for which session, for what, and how many seconds it may take."""
+
+
+class Turn:
+    """Steps that are read in one turn of the event loop, of whatever connection; they begin when it is over.
 
     Args:
         context: The service.
-        asking: Steps.
-        timeout_s: As `prepare` takes it.
-        callers: Told what becomes of those that are begun.
-
-    Returns:
-        Those that have to be begun one by one, in order.
     """
-    alike: dict[Any, list[int]] = {}
-    seen: set[Session] = set()
-    ready = context.sessions.ready
-    last: Any = None
-    numbers: list[int] = []
-    for number, (_, session, step) in enumerate(asking):
-        if session not in seen and ready(session, step.seq):
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._asking: list[_Asking] = []
+        self._counts: dict[Engine, int] = {}
+
+    def has_room(self, engine: Engine) -> bool:
+        """Whether one more step would be let in."""
+        return engine.room > self._counts.get(engine, 0)
+
+    def add(
+        self,
+        callers: Callers,
+        caller: Any,
+        session: Session,
+        step: Request,
+        timeout_s: float | None,
+    ) -> None:
+        """Begin a step of a session when the turn is over, with all others that are like it.
+
+        Args:
+            callers: Told what becomes of it.
+            caller: As they know it.
+            session: At hand.
+            step: What is asked for.
+            timeout_s: As `prepare` takes it.
+        """
+        if not self._asking:
+            asyncio.get_running_loop().call_soon(self._begin)
+        self._asking.append((callers, caller, session, step, timeout_s))
+        self._counts[session.engine] = self._counts.get(session.engine, 0) + 1
+
+    def _begin(self) -> None:
+        asking, self._asking = self._asking, []
+        self._counts.clear()
+        alike: dict[Any, list[_Asking]] = {}
+        seen: set[Session] = set()
+        alone: list[_Asking] = []
+        ready = self._context.sessions.ready
+        last: Any = None
+        group: list[_Asking] = []
+        for each in asking:
+            callers, caller, session, step, timeout_s = each
+            if not callers.waits(caller):
+                continue
+            if session in seen or not ready(session, step.seq):
+                alone.append(each)
+                continue
             seen.add(session)
             inputs = step.inputs
-            kind = session.engine, session.flow, type(inputs), len(inputs), step.parameters
+            kind = (
+                session.engine,
+                session.flow,
+                type(inputs),
+                len(inputs),
+                step.parameters,
+                timeout_s,
+            )
             if kind != last:
                 # Nearly always they are all of one kind, and to compare takes less than to look up.
-                last, numbers = kind, alike.setdefault(kind, [])
-            numbers.append(number)
-    begun: set[int] = set()
-    for numbers in alike.values():
-        if len(numbers) > 1:
-            group = _Group(context, [asking[number] for number in numbers], callers)
-            if group.begin(timeout_s):
-                begun.update(numbers)
-    return [each for number, each in enumerate(asking) if number not in begun]
+                last, group = kind, alike.setdefault(kind, [])
+            group.append(each)
+        for group in alike.values():
+            if len(group) == 1 or not _Group(self._context, group).begin():
+                alone += group
+        for callers, caller, session, step, _ in alone:
+            callers.begin(caller, session, step)
 
 
-class _Group(Generic[Caller, Request]):
-    """Steps of sessions of one model with as many inputs, in lists or packed, and the same parameters."""
+class _Group:
+    """Steps of sessions of one model with as many inputs, in lists or packed, the same parameters and timeout."""
 
-    def __init__(
-        self, context: Context, asking: list[Asking[Caller, Request]], callers: Callers[Caller]
-    ) -> None:
-        _, session, step = asking[0]
+    def __init__(self, context: Context, asking: list[_Asking]) -> None:
+        _, _, session, step, timeout_s = asking[0]
         self._context = context
-        self._asking: list[Asking[Caller, Request]] = asking
-        self._callers = callers
+        self._asking = asking
+        self._timeout_s = timeout_s
         self._task = task_of(context, session)
         self._packed = isinstance(step.inputs, bytes)
         self._parameters = step.parameters
 
-    def begin(self, timeout_s: float | None) -> bool:
+    def begin(self) -> bool:
         """Begin them. False if they have to be begun one by one, which shows whose fault that is."""
         context = self._context
         try:
@@ -108,10 +149,10 @@ class _Group(Generic[Caller, Request]):
                 return False
             rows = len(self._asking), -1
             together = context.sessions.begin_together(
-                [session for _, session, _ in self._asking],
+                [session for _, _, session, _, _ in self._asking],
                 {name: values.reshape(*rows, *values.shape[1:]) for name, values in flat.items()},
                 self._parameters.encoded(),
-                Wanted(self._task.outputs, context.deadline(timeout_s)),
+                Wanted(self._task.outputs, context.deadline(self._timeout_s)),
                 self._ended,
                 self._row_ended,
             )
@@ -120,13 +161,24 @@ class _Group(Generic[Caller, Request]):
         except Exception:
             log.exception("steps could not be begun together")
             return False
-        self._callers.begun([caller for caller, _, _ in self._asking], together)
+        for callers, first, end in self._by_callers(0, len(self._asking)):
+            callers.begun([each[1] for each in self._asking[first:end]], together, first)
         return True
+
+    def _by_callers(self, first: int, end: int) -> Iterator[tuple[Callers, int, int]]:
+        """Places of those who stand next to each other and are of the same callers: these, from and to where."""
+        asking = self._asking
+        while first < end:
+            callers, last = asking[first][0], first + 1
+            while last < end and asking[last][0] is callers:
+                last += 1
+            yield callers, first, last
+            first = last
 
     def _flat(self) -> dict[str, npt.NDArray[Any]] | None:
         """All inputs: input name to (inputs, *shape); None as `Task.together`."""
         context, task = self._context, self._task
-        inputs: list[list[Any] | bytes] = [step.inputs for _, _, step in self._asking]
+        inputs: list[list[Any] | bytes] = [each[3].inputs for each in self._asking]
         contents = [each for each in inputs if isinstance(each, bytes)]
         if contents:
             return unpacked(context, task, contents, self._parameters)
@@ -136,22 +188,24 @@ class _Group(Generic[Caller, Request]):
         return task.together(list(chain.from_iterable(inputs)))
 
     def _ended(self, first: int, seqs: list[int], outputs: Outputs) -> None:
-        ended = self._asking[first : first + len(seqs)]
+        end = first + len(seqs)
         try:
-            answers = self._answers(ended, seqs, outputs)
+            answers = self._answers(self._asking[first:end], seqs, outputs)
         except Exception as error:
             # A fault of ours; those it does not concern get their answer.
-            if len(ended) == 1:
-                self._callers.ended(ended[0][0], self._asked(first), error)
+            if len(seqs) == 1:
+                self._row_ended(first, error)
                 return
             for row, seq in enumerate(seqs):
                 one = {name: values[row : row + 1] for name, values in outputs.items()}
                 self._ended(first + row, [seq], one)
             return
-        self._callers.answered([caller for caller, _, _ in ended], answers)
+        for callers, start, stop in self._by_callers(first, end):
+            part = [each[1] for each in self._asking[start:stop]]
+            callers.answered(part, answers[start - first : stop - first])
 
     def _answers(
-        self, ended: Sequence[Asking[Caller, Request]], seqs: list[int], outputs: Outputs
+        self, ended: Sequence[_Asking], seqs: list[int], outputs: Outputs
     ) -> Sequence[AnyStepsAnswer]:
         kind: type[AnyStepsAnswer] = PackedStepsAnswer if self._packed else StepsAnswer
         results: Sequence[Any] = (
@@ -168,24 +222,20 @@ class _Group(Generic[Caller, Request]):
                 duplicate=False,
                 results=each,
             )
-            for (_, session, _), seq, each in zip(ended, seqs, results, strict=True)
+            for (_, _, session, _, _), seq, each in zip(ended, seqs, results, strict=True)
         ]
 
-    def _listed(
-        self, ended: Sequence[Asking[Caller, Request]], outputs: Outputs
-    ) -> list[list[Any]]:
+    def _listed(self, ended: Sequence[_Asking], outputs: Outputs) -> list[list[Any]]:
         """The answers to each step."""
-        inputs = list(chain.from_iterable([step.inputs for _, _, step in ended]))
+        inputs = list(chain.from_iterable([each[3].inputs for each in ended]))
         flat = {name: values.reshape(-1, *values.shape[2:]) for name, values in outputs.items()}
         results = self._task.answers(inputs, flat, self._parameters)
         length = _length(outputs)
         return [results[place : place + length] for place in range(0, len(results), length)]
 
     def _row_ended(self, place: int, outcome: Applied | Exception) -> None:
-        self._callers.ended(self._asking[place][0], self._asked(place), outcome)
-
-    def _asked(self, place: int) -> Asked:
-        return Asked(self._task, self._asking[place][2].inputs, self._parameters)
+        callers, caller, _, step, _ = self._asking[place]
+        callers.ended(caller, Asked(self._task, step.inputs, self._parameters), outcome)
 
 
 def _length(outputs: Outputs) -> int:

@@ -163,11 +163,6 @@ class Together:
         if self.group is not None:
             self.group.leave(place)
 
-    def leave_all(self) -> None:
-        """All callers left."""
-        for place in range(len(self.sessions)):
-            self.leave(place)
-
 
 class Steps:
     """All steps in flight.

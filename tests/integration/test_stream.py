@@ -199,7 +199,7 @@ async def test_a_fault_in_a_frame_answers_that_frame(
 
     async with connected(running) as connection:
         with monkeypatch.context() as patched:
-            patched.setattr(Steps, "begin", begin)
+            patched.setattr(Steps, "start", begin)
             answer = await ask(connection, op="step", id="mine", steps=[step("a", 1.0)])
         assert (answer["op"], answer["id"], answer["error"]["status"]) == ("error", "mine", 500)
         assert totals((await stepped(connection, step("a", 1.0)))[0]) == [1.0]
