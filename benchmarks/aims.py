@@ -92,7 +92,7 @@ def _http(parts: Parts) -> Iterator[Aim]:
 
 
 def _frames(parts: Parts) -> Iterator[Aim]:
-    row = best(parts["frames"], model=LSTM, sessions=64, steps=1, packed=None)
+    row = best(parts["frames"], model=LSTM, sessions=64, steps=1, packed=None, apart=None)
     yield Aim(
         f"{LSTM}: socket, 64 sessions, over bare ONNX Runtime",
         row["raw_ratio"],
@@ -100,14 +100,15 @@ def _frames(parts: Parts) -> Iterator[Aim]:
         by_cpu=row["raw_cpu_ratio"],
     )
     if "http" in parts:
-        many = best(parts["frames"], model=GRU, sessions=64, steps=16, packed=None)
         single = _row(parts["http"], model=GRU, way="HTTP", sessions=64, steps=1)
-        yield Aim(
-            f"{GRU}: socket, 64 sessions x 16 steps a frame, over HTTP single steps",
-            many["steps_s"] / single["steps_s"],
-            10,
-            by_cpu=single["server_cpu_us"] / many["server_cpu_us"],
-        )
+        for packed, form in ((True, "packed"), (None, "in lists")):
+            many = best(parts["frames"], model=GRU, sessions=64, steps=16, packed=packed)
+            yield Aim(
+                f"{GRU}: socket, 64 sessions x 16 steps a frame, {form}, over HTTP single steps",
+                many["steps_s"] / single["steps_s"],
+                10,
+                by_cpu=single["server_cpu_us"] / many["server_cpu_us"],
+            )
 
 
 def _latency(parts: Parts) -> Iterator[Aim]:

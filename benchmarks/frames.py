@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import selectors
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -79,11 +81,11 @@ def _turn(bench: Bench, server: Server, model: Model) -> list[Row]:
     bare = model.raw.speed(64, model.batches(64), bench.seconds / 2)
     # Numbers go either way; of words the best are wanted, and those are few.
     forms = (False, True) if model.name == GRU else (False,)
-    return [
-        beside(steps(bench, server, model, *shape, packed=packed), bare)
-        for shape in SHAPES
-        for packed in forms
+    rows = [
+        steps(bench, server, model, *shape, packed=packed) for shape in SHAPES for packed in forms
     ]
+    rows.append(steps(bench, server, model, 64, 1, 64, apart=True))
+    return [beside(row, bare) for row in rows]
 
 
 def beside(row: Row, bare: Speed) -> Row:
@@ -113,6 +115,7 @@ def steps(
     ahead: int,
     *,
     packed: bool = False,
+    apart: bool = False,
 ) -> Row:
     """`count` sessions with `size` steps each in every frame, and `ahead` frames on their way.
 
@@ -124,17 +127,22 @@ def steps(
         size: See above.
         ahead: See above.
         packed: Whether inputs and answers are bytes; of a model of numbers.
+        apart: Whether each frame has a socket of its own.
     """
+    way = (
+        f"socket, {'packed, ' if packed else ''}{ahead} frame{'s' if ahead > 1 else ''} on the way"
+    )
     with sessions.opened(server, model.name, count) as ids:
         found = players(model, ids)
         cpu = server.cpu_s
-        run = play(server.port, found, size, ahead, bench.seconds, packed=packed)
+        run = play(server.port, found, size, ahead, bench.seconds, packed=packed, apart=apart)
         cpu = server.cpu_s - cpu
     total = check(run.frames, size)
     inside = [frame for frame in run.frames if run.begin <= frame.answered <= run.end]
     return {
         "model": model.name,
-        "way": f"socket, {'packed, ' if packed else ''}{ahead} frame{'s' if ahead > 1 else ''} on the way",
+        "way": f"{ahead} sockets, a session each" if apart else way,
+        "apart": apart or None,
         # None, as in results of a time when there were lists only.
         "packed": packed or None,
         "sessions": count,
@@ -156,23 +164,69 @@ class Played:
     client_cpu_s: float
 
 
+class _Sockets:
+    """One socket for all frames, or one for each.
+
+    Args:
+        port: Of the service.
+        count: How many.
+    """
+
+    def __init__(self, port: int, count: int) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._sockets = []
+        for _ in range(count):
+            self._sockets.append(WebSocket(port, sessions.STREAM))
+            self._selector.register(self._sockets[-1], selectors.EVENT_READ)
+        self._ready: deque[WebSocket] = deque()
+
+    def __enter__(self) -> _Sockets:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._selector.close()
+        for socket in self._sockets:
+            socket.close()
+
+    def send(self, number: int, payload: bytes) -> None:
+        """Send a frame by its number."""
+        self._sockets[number % len(self._sockets)].send(payload)
+
+    def receive(self) -> bytes:
+        """The next frame of any."""
+        if len(self._sockets) == 1:
+            return self._sockets[0].receive()
+        if not self._ready:
+            # One frame at most is on its way on each.
+            found = [key.fileobj for key, _ in self._selector.select()]
+            self._ready += [socket for socket in found if isinstance(socket, WebSocket)]
+        return self._ready.popleft().receive()
+
+
 def play(
-    port: int, found: Sequence[Player], size: int, ahead: int, seconds: float, *, packed: bool
+    port: int,
+    found: Sequence[Player],
+    size: int,
+    ahead: int,
+    seconds: float,
+    *,
+    packed: bool,
+    apart: bool,
 ) -> Played:
     """Step all sessions for some time."""
     groups = [found[number::ahead] for number in range(ahead)]
     steps_of = {id(player.tape): _encoded(player.tape, size, packed) for player in found}
     frames: list[Frame] = []
     sent = [0.0] * ahead
-    with pinned(CLIENT_CORE), WebSocket(port, sessions.STREAM) as socket:
+    with pinned(CLIENT_CORE), _Sockets(port, ahead if apart else 1) as sockets:
         cpu = time.thread_time()
         begin = time.perf_counter() + min(_WARM_S, seconds)
         end = begin + seconds
         for number, group in enumerate(groups):
             sent[number] = time.perf_counter()
-            socket.send(_request(number, group, steps_of))
+            sockets.send(number, _request(number, group, steps_of))
         while ahead:
-            answer = socket.receive()
+            answer = sockets.receive()
             now = time.perf_counter()
             head = _head(answer)
             if head.op != "stepped":
@@ -185,7 +239,7 @@ def play(
             more = now < end or frames[-1].sent < begin
             if more and group[0].at + size <= group[0].tape.length:
                 sent[head.id] = time.perf_counter()
-                socket.send(_request(head.id, group, steps_of))
+                sockets.send(head.id, _request(head.id, group, steps_of))
             else:
                 ahead -= 1
         cpu = time.thread_time() - cpu

@@ -111,8 +111,8 @@ wait are told to come again later. *plain FastAPI*: benchmarks/plain.py.
 def _frames(rows: Rows, device: str) -> str:
     return f"""### WebSocket
 
-One socket, MessagePack; the sessions are shared out among the frames on the way. Latency is that of a frame.
-*packed*: inputs and outputs as bytes instead of lists of numbers.
+MessagePack over one socket, or one for each session; the sessions are shared out among the frames on the way. Latency
+is that of a frame. *packed*: inputs and outputs as bytes instead of lists of numbers.
 
 {_rows(_WIRE, rows)}
 """

@@ -41,6 +41,14 @@ class WebSocket:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """For a selector."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Leave."""
         self._socket.close()
 
     def send(self, payload: bytes, *, text: bool = False) -> None:
