@@ -132,7 +132,7 @@ class Metrics:
         self.request_seconds = histogram(
             "request_seconds", "Time from request to last byte.", ("route",), _DURATION_BUCKETS
         )
-        self.frames = counter("stream_frames_total", "WebSocket frames received.", ("op",))
+        self.frames = counts("stream_frames", "WebSocket frames received.", ("op",))
         self.sockets = gauge("stream_sockets", "WebSockets open.", ())
         self.rejected = counter(
             "rejected_total", "Requests answered with an error, by its code.", ("reason",)

@@ -230,7 +230,7 @@ class _Connection:
             each.id = _id_of(data)
             raise
         each.id = frame.id
-        self._context.metrics.frames.labels(frame.__struct_config__.tag).inc()
+        self._context.metrics.frames.labels(str(frame.__struct_config__.tag)).inc()
         return frame
 
     def _begin(self, each: _InFlight, frame: Frame) -> None:
