@@ -79,13 +79,18 @@ class Context:
                 path="$.inputs",
             )
 
+    @property
+    def max_characters(self) -> int:
+        """Characters that one request may have."""
+        return _CHARACTERS_PER_STEP * self.settings.max_input_steps
+
     def check_text(self, inputs: object) -> None:
         """Check the characters of one request, before time is spent on taking them apart.
 
         Raises:
             TooLarge: There are more than the longest input of words of usual length has.
         """
-        limit = _CHARACTERS_PER_STEP * self.settings.max_input_steps
+        limit = self.max_characters
         if _characters(inputs) > limit:
             raise TooLarge(
                 f"more than {limit} characters in one request", limit=limit, path="$.inputs"

@@ -24,10 +24,15 @@ from service.errors import ServiceError
 from service.sessions.session import Session
 from service.sessions.steps import Applied, Outputs, Together, Wanted
 from service.tasks import packed
+from service.tasks.protocol import LONGEST_WORD
 
 log = logging.getLogger(__name__)
 
 Request = StepOf | StepsRequest
+
+
+_FEWEST = 3
+"""Two steps cost no more alone."""
 
 
 class Callers(Protocol):
@@ -94,18 +99,19 @@ class Turn:
     def _begin(self) -> None:
         asking, self._asking = self._asking, []
         self._counts.clear()
-        alike: dict[Any, list[_Asking]] = {}
+        alike: dict[Any, list[int]] = {}
+        # A session has its steps in the order in which they came: only the first may go with others.
         seen: set[Session] = set()
-        alone: list[_Asking] = []
+        alone: list[int] = []
         ready = self._context.sessions.ready
         last: Any = None
-        group: list[_Asking] = []
-        for each in asking:
-            callers, caller, session, step, timeout_s = each
+        group: list[int] = []
+        for number, (callers, caller, session, step, timeout_s) in enumerate(asking):
             if not callers.waits(caller):
                 continue
             if session in seen or not ready(session, step.seq):
-                alone.append(each)
+                seen.add(session)
+                alone.append(number)
                 continue
             seen.add(session)
             inputs = step.inputs
@@ -120,12 +126,30 @@ class Turn:
             if kind != last:
                 # Nearly always they are all of one kind, and to compare takes less than to look up.
                 last, group = kind, alike.setdefault(kind, [])
-            group.append(each)
+            group.append(number)
         for group in alike.values():
-            if len(group) == 1 or not _Group(self._context, group).begin():
-                alone += group
-        for callers, caller, session, step, _ in alone:
+            # What finds no room is refused one by one.
+            room = max(0, asking[group[0]][2].engine.room)
+            alone += self._left_over(asking, group[:room]) + group[room:]
+        for number in sorted(alone):
+            callers, caller, session, step, _ = asking[number]
             callers.begin(caller, session, step)
+
+    def _left_over(self, asking: Sequence[_Asking], group: list[int]) -> list[int]:
+        """Begin steps that are alike, by their places; returns those of steps that have to be begun one by one.
+
+        Where one does not let all go together, it is found by halves.
+        """
+        if len(group) < _FEWEST:
+            return group
+        try:
+            if _Group(self._context, [asking[number] for number in group]).begin():
+                return []
+        except Exception:
+            # One by one they show whose fault it is.
+            log.exception("steps could not be begun together")
+        half = len(group) // 2
+        return self._left_over(asking, group[:half]) + self._left_over(asking, group[half:])
 
 
 class _Group:
@@ -158,9 +182,6 @@ class _Group:
             )
         except ServiceError:
             return False
-        except Exception:
-            log.exception("steps could not be begun together")
-            return False
         for callers, first, end in self._by_callers(0, len(self._asking)):
             callers.begun([each[1] for each in self._asking[first:end]], together, first)
         return True
@@ -178,6 +199,9 @@ class _Group:
     def _flat(self) -> dict[str, npt.NDArray[Any]] | None:
         """All inputs: input name to (inputs, *shape); None as `Task.together`."""
         context, task = self._context, self._task
+        if task.text and len(self._asking[0][3].inputs) * LONGEST_WORD > context.max_characters:
+            # They may be too long, which has to be found out of each.
+            return None
         inputs: list[list[Any] | bytes] = [each[3].inputs for each in self._asking]
         contents = [each for each in inputs if isinstance(each, bytes)]
         if contents:

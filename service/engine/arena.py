@@ -114,12 +114,13 @@ class Arena:
         self.states.write(slot.index, state)
 
     def run(
-        self, slots: Sequence[Slot], feeds: Mapping[str, Array], wanted: Sequence[str]
+        self, rows: Rows, feeds: Mapping[str, Array], wanted: Sequence[str]
     ) -> tuple[dict[str, Array], Finite]:
-        """Run the model once on the states of slots, and keep the next states of the rows that came out finite.
+        """Run the model once on rows, and keep the next states of those that came out finite.
 
         Args:
-            slots: One for each row of the batch, (B,); all different, but `SCRATCH` may fill up the last ones.
+            rows: One for each row of the batch, (B,), as `rows_of` gives them, of slots that were not given back since;
+                all different, but that of `SCRATCH` may fill up the last ones.
             feeds: The other inputs of the graph, `(B, T, *shape)`, and the lengths, (B,).
             wanted: Names of the outputs wanted, in the order of the model's.
 
@@ -129,16 +130,9 @@ class Arena:
             `SCRATCH` means nothing.
 
         Raises:
-            StaleSlot: A slot was given back.
             Exception: Whatever the graph raises, or an output is not of the shape its config says. Every state is
                 then as before.
         """
-        return self.run_rows(self.rows_of(slots), feeds, wanted)
-
-    def run_rows(
-        self, rows: Rows, feeds: Mapping[str, Array], wanted: Sequence[str]
-    ) -> tuple[dict[str, Array], Finite]:
-        """As `run`, with the rows of slots that were in use before and cannot have been given back since."""
         return self.states.run(rows, feeds, wanted)
 
     def rows_of(self, slots: Sequence[Slot]) -> Rows:

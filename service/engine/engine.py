@@ -375,14 +375,16 @@ class Engine:
                 index = item.slot.index
                 self._busy[index] = False
                 self._answered[index] = told
+                self._pending -= 1
+                self._pending_tokens -= item.length
             elif isinstance(item, Group):
                 self._busy_rows[item.states] = False
                 self._answers[item.states] = told
-            self._pending -= item.rows
-            self._pending_tokens -= item.rows * item.length
-            if self._give_back_later:
-                self._give_back(item.slots)
+                self._pending -= item.rows
+                self._pending_tokens -= item.rows * item.length
             try:
+                if self._give_back_later:
+                    self._give_back(item.slots)
                 _end(item, outcome)
             except Exception:
                 # A fault of ours; the other steps of the batch are to end all the same.
@@ -550,10 +552,11 @@ def _rows(items: Iterable[Item]) -> int:
 
 
 def _end(item: Item, outcome: Outputs | Exception) -> None:
-    if type(item) is Work:
+    if isinstance(item, Work):
         on_end, item.on_end = item.on_end, _nothing
         on_end(outcome)
-    elif isinstance(item, Group) and not isinstance(outcome, Exception):
+    else:
+        assert not isinstance(outcome, Exception), "rows of a group fail as works"
         item.on_end(item.first, outcome)
 
 

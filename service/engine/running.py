@@ -59,21 +59,14 @@ class Running:
         Where all comes out finite, a group ends as one; else each of its rows ends as a work.
         """
         length = items[0].length
-        states = np.concatenate([self._states(item) for item in items])
-        count, time = len(states), length
-        rows = count
-        if self._shapes is not None:
-            rows, time = self._shapes.padded(rows, time)
+        count = sum([item.rows for item in items])
         try:
-            feeds = {t.name: block(items, t, rows, time) for t in self._config.inputs}
-            feeds[self._config.lengths] = lengths = np.full(rows, time, np.int32)
-            lengths[:count] = length
-            result, finite = self._run(states, feeds, {item.outputs for item in items})
+            result, finite = self._run_items(items, count, length)
         except Exception:
             log.exception("model %s raised on %d rows", self._config.name, count)
             works = tuple(apart(items))
-            outcomes = self._isolated(Batch(works, (length,) * len(works), length))
-            # None has more to do.
+            outcomes = self._isolated(Batch(works, (length,) * count, length))
+            assert None not in outcomes, "all of each was to be applied"
             return [(w, o) for w, o in zip(works, outcomes, strict=True) if o is not None]
         ended: list[Ended] = []
         first = 0
@@ -83,6 +76,19 @@ class Running:
             ended += _ended(item, outputs, None if finite is None else finite[first:end])
             first = end
         return ended
+
+    def _run_items(
+        self, items: Sequence[Item], count: int, length: int
+    ) -> tuple[dict[str, Array], Finite]:
+        """Run items of so many rows, of as many time steps each."""
+        states = np.concatenate([self._states(item) for item in items])
+        rows, time = count, length
+        if self._shapes is not None:
+            rows, time = self._shapes.padded(rows, time)
+        feeds = {t.name: block(items, t, rows, time) for t in self._config.inputs}
+        feeds[self._config.lengths] = lengths = np.full(rows, time, np.int32)
+        lengths[:count] = length
+        return self._run(states, feeds, {item.outputs for item in items})
 
     @staticmethod
     def _states(item: Item) -> Rows:
@@ -141,7 +147,7 @@ class Running:
             raise KeyError(f"the model has not all of the outputs {', '.join(sorted(names))}")
         self._before()
         # Every output has the shape its config says, so nothing raises after the states are written.
-        return self._arena.run_rows(states, feeds, wanted)
+        return self._arena.run(states, feeds, wanted)
 
 
 def _ended(item: Item, outputs: Outputs, finite: Finite) -> list[Ended]:

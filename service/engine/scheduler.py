@@ -39,6 +39,9 @@ _RECENT = 2
 _UNKNOWN_S = 1e-4
 """Seconds of the model for a time step of a row, before one was seen."""
 
+_MANY = 64
+"""More items than that, or than a batch has rows, wait in queues."""
+
 _SHORTEST = 4
 """Time steps of a chunk that is not made shorter for them."""
 
@@ -108,12 +111,16 @@ class Scheduler:
     ) -> tuple[Sequence[Item], Sequence[Item]] | None:
         """Of new items those that run next where nothing has to be decided, and the others; else None.
 
-        That is: nothing else waits, all are of one flow and as many time steps, and none is to be dropped. Then they
-        run in the order in which they came. Nothing is changed.
+        That is: nothing else waits, they are few, all of one flow and as many time steps, and none is to be dropped.
+        Then they run in the order in which they came. Nothing is changed.
         """
         if self._waiting or not items:
             return None
         flow, length = items[0].flow, items[0].length
+        most = self._most((length - 1).bit_length()) if length <= self._longest else 0
+        if len(items) > max(_MANY, most):
+            # They would be looked at before every batch.
+            return None
         for item in items:
             if (
                 item.length != length
@@ -122,9 +129,9 @@ class Scheduler:
                 or item.deadline < now
             ):
                 return None
-        if length > self._longest or (length > 1 and length > self._longest_now()):
+        if not most or (length > 1 and length > self._longest_now()):
             return None
-        room = min(self._most((length - 1).bit_length()), self._limits.max_batch_tokens // length)
+        room = min(most, self._limits.max_batch_tokens // length)
         for number, item in enumerate(items):
             if item.rows > room:
                 if not room or isinstance(item, Work):

@@ -202,7 +202,8 @@ class Group(msgspec.Struct, eq=False):
                 single=self.length == 1,
             )
             # Looked at once it can be found: whoever leaves meanwhile marks one or the other.
-            work.cancelled = work.cancelled or place in self.left
+            if place in self.left:
+                work.cancelled = True
             works.append(work)
         return works
 

@@ -491,8 +491,7 @@ class Steps:
         outputs: Outputs,
     ) -> None:
         try:
-            for session in due:
-                await self._slots.snapshot(session)
+            await asyncio.gather(*[self._slots.snapshot(session) for session in due])
         finally:
             self._end_together(together, first, sessions, outputs)
 

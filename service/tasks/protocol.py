@@ -17,9 +17,10 @@ from service.sessions.session import Chunk
 Item = TypeVar("Item")
 Outputs = Mapping[str, npt.NDArray[Any]]
 
+LONGEST_WORD = 64
+"""Characters of a text that may be taken as one word together with others."""
+
 _FIRST = np.zeros(1, np.intp)
-# Characters of a longer text are counted before it is taken apart.
-_WORD = 64
 # Most requests have fewer inputs; a view of it costs less than to count anew.
 _POSITIONS = np.arange(1024)
 
@@ -146,7 +147,7 @@ def words_alone(values: Sequence[Any], split: Callable[[str], Sequence[Item]]) -
     """
     found = []
     for value in values:
-        if type(value) is not str or len(value) > _WORD:
+        if type(value) is not str or len(value) > LONGEST_WORD:
             return None
         parts = split(value)
         if len(parts) != 1:

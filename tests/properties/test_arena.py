@@ -24,7 +24,7 @@ def test_a_step_moves_the_chosen_rows_by_what_they_got_and_nothing_else(
         x = np.array(data.draw(st.lists(st.integers(-9, 9), min_size=8, max_size=8)))
         x = x[: len(chosen), None].astype(np.float64)
         feeds = {"x": x, "lengths": np.ones(len(chosen), np.int32)}
-        outputs, finite = arena.run(chosen, feeds, ["y"])
+        outputs, finite = arena.run(arena.rows_of(chosen), feeds, ["y"])
         assert finite is None
         assert np.array_equal(outputs["y"], 2 * x)
         for slot, value in zip(chosen, x[:, 0], strict=True):

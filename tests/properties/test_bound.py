@@ -60,7 +60,7 @@ class Both:
             return
         fed = {name: values[: len(batch)] for name, values in feeds.items()}
         results = [
-            arena.run([slots[i] for slots in batch], fed, wanted)
+            arena.run(arena.rows_of([slots[i] for slots in batch]), fed, wanted)
             for i, arena in enumerate(self.arenas)
         ]
         (host, host_finite), (bound, bound_finite) = results

@@ -67,7 +67,7 @@ def test_a_slot_given_back_is_stale_for_every_use() -> None:
         arena.read,
         arena.give_back,
         lambda slot: arena.write(slot, arena.read(new)),
-        lambda slot: arena.run([new, slot], feeds(1, 2), ["y"]),
+        lambda slot: arena.run(arena.rows_of([new, slot]), feeds(1, 2), ["y"]),
     ):
         with pytest.raises(StaleSlot, match="slot 1 generation 1 was given back"):
             use(old)
@@ -84,7 +84,7 @@ def test_what_is_read_is_a_copy() -> None:
 
 def test_a_model_without_state_needs_no_memory() -> None:
     arena = make(1, ())
-    outputs, finite = arena.run([taken(arena)], feeds(3), ["y"])
+    outputs, finite = arena.run(arena.rows_of([taken(arena)]), feeds(3), ["y"])
     assert outputs["y"].tolist() == [[6]]
     assert finite is None
     assert arena.used_bytes == 0
