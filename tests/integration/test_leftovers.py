@@ -74,13 +74,15 @@ async def steps_over_http(running: Running) -> None:
 
 async def steps_over_a_socket(running: Running) -> None:
     async with connect(running.stream_url, compression=None, proxy=None) as connection:
-        for name in ("a", "b"):
+        for name in ("a", "b", "c"):
             await ask(connection, "opened", op="open", model=MODEL, session=name)
         # The first, a retry, one out of turn, two that go together.
         for seq in (1, 1, 9, 2, 3):
-            steps = [{"session": name, "inputs": [1.0], "seq": seq} for name in ("a", "b", "no")]
+            steps = [
+                {"session": name, "inputs": [1.0], "seq": seq} for name in ("a", "b", "c", "no")
+            ]
             await ask(connection, "stepped", op="step", steps=steps)
-        for name in ("a", "b"):
+        for name in ("a", "b", "c"):
             await ask(connection, "closed", op="close", session=name)
 
 

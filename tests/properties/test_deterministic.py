@@ -23,9 +23,10 @@ from service.contract import (
 from service.engine.graph import Graph
 from service.engine.shapes import Shapes
 from service.engine.stable import stable_shapes
-from service.sessions.session import Chunk
-from service.sessions.steps import Wanted
-from tests.engines import RemoteJournal, load_graph, running, table
+from service.sessions.session import Chunk, Session
+from service.sessions.steps import Applied, Wanted
+from service.sessions.table import Sessions
+from tests.engines import RemoteJournal, load_graph, running, table, until
 from tests.models import WORDS
 
 BATCHING = Batching(max_batch_size=8, max_chunk_length=8, max_batch_tokens=32)
@@ -122,3 +123,55 @@ async def test_the_shipped_kind_of_model_is_deterministic(language: Path) -> Non
     requests, mates = [[1, 2, 3], [2], [3], [4, 5]], [[4, 5, 6, 7, 8]] * 7
     alone = await logits(graph, shapes, requests, [], capacity=8)
     assert await logits(graph, shapes, requests, mates, capacity=8) == alone
+
+
+@given(
+    rows=st.integers(1, 20),
+    requests=st.lists(st.lists(word, min_size=1, max_size=11), min_size=1, max_size=4),
+    place=st.integers(0, 19),
+)
+@settings(max_examples=20, deadline=None)
+def test_bits_of_a_session_do_not_depend_on_the_group_it_steps_in(
+    language: Path, rows: int, requests: list[list[int]], place: int
+) -> None:
+    graph, golden = blurred(language)
+    shapes = stable_shapes(graph, golden)
+    alone = asyncio.run(logits(graph, shapes, [[0], *requests], [], capacity=1))
+    assert asyncio.run(grouped(graph, shapes, [[0], *requests], rows, place % rows)) == alone
+
+
+async def grouped(
+    graph: Graph, shapes: Shapes | None, requests: list[list[int]], rows: int, place: int
+) -> bytes:
+    """All bits of the session at a place among as many that step together."""
+    wanted = Wanted(("logits",), deadline=np.inf)
+    async with running(graph, shapes=shapes, capacity=rows) as engine:
+        sessions = table(engine, RemoteJournal(), snapshot_every=6)
+        opened = [(await sessions.create(engine, "t", 9.0))[0] for _ in range(rows)]
+        for session in opened:
+            await sessions.slots.wake(session)
+        answers = b""
+        for tokens in requests:
+            inputs = np.random.default_rng(0).integers(0, len(WORDS), (rows, len(tokens)))
+            inputs[place] = tokens
+            answers += (await together(sessions, opened, {"tokens": inputs}, wanted))[place]
+        return answers
+
+
+async def together(
+    sessions: Sessions, opened: list[Session], inputs: dict[str, np.ndarray], wanted: Wanted
+) -> dict[int, bytes]:
+    """The bits that each of some sessions answers to a step of all."""
+    found: dict[int, bytes] = {}
+
+    def end(first: int, seqs: list[int], outputs: Mapping[str, np.ndarray]) -> None:
+        for row, values in enumerate(outputs["logits"], first):
+            found[row] = values.tobytes()
+
+    def end_row(at: int, outcome: Applied | Exception) -> None:
+        assert not isinstance(outcome, Exception)
+        found[at] = outcome.outputs["logits"].tobytes()
+
+    sessions.begin_together(opened, inputs, b"", wanted, end, end_row)
+    await until(lambda: len(found) == len(opened))
+    return found
