@@ -165,7 +165,7 @@ def _overload(parts: Parts) -> Iterator[Aim]:
             0,
             most=True,
         )
-        yield Aim(f"{where}: requests without an answer", row["lost"], 0, most=True)
+        yield Aim(f"{where}: requests that were sent and not answered", row["lost"], 0, most=True)
         yield Aim(
             f"{where}: resident memory over that before",
             max(row["resident_bytes"]) / row["resident_before_bytes"],

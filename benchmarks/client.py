@@ -55,10 +55,11 @@ class Run:
         replies: Every answer, in the order they came.
         begin: When measuring began; what came before was warm-up.
         end: When it ended.
-        asked: Requests that were due, answered or not; in a closed loop those that were answered.
+        asked: Requests that were due, sent and answered or not; in a closed loop those that were answered.
         client_cpu_s: CPU time of the client.
         server_cpu_s: CPU time of the server, if it was watched.
         watched: What `watch` gave, once a second.
+        unsent: Requests that were due and found no free connection, even after the end.
     """
 
     replies: list[Reply]
@@ -68,6 +69,12 @@ class Run:
     client_cpu_s: float
     server_cpu_s: float = 0.0
     watched: tuple[Any, ...] = ()
+    unsent: int = 0
+
+    @property
+    def lost(self) -> int:
+        """Requests that were sent and not answered."""
+        return self.asked - len(self.replies) - self.unsent
 
     def within(self, *, status: bytes = b"200") -> list[Reply]:
         """Answers of one status that came while it was measured."""
@@ -210,7 +217,8 @@ def opened(
                 free.append(line)
                 busy -= 1
         cpu = time.process_time() - cpu
-    return Run(replies, begin, end, len(due), cpu, watched=tuple(watched))
+    unsent = len(backlog) + len(due) - at
+    return Run(replies, begin, end, len(due), cpu, watched=tuple(watched), unsent=unsent)
 
 
 def _put(line: _Line, now: float, due: float | None) -> bool:

@@ -43,7 +43,7 @@ def measure(bench: Bench) -> list[Row]:
                             "due_steps_s": share * peak,
                             "steps_s": run.rate(),
                             "refused": run.refused,
-                            "lost": run.asked - len(run.replies),
+                            "lost": run.lost + run.unsent,
                             "tail": found["p99_ms"] / found["p50_ms"],
                         }
                         | found

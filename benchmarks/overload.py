@@ -16,7 +16,8 @@ TIMES = 5
 # good part of the core; of longer requests the same overload is fewer.
 KINDS = ((1, 60.0), (16, 20.0))
 _SHARE = 0.8
-# Connections, and sessions: what cannot be sent since all of them wait for an answer is late, and counts so.
+# Connections, and sessions. What cannot be sent since all of them wait for an answer is late, or is never sent: who is
+# refused late asks less often.
 _LINES = 1024
 
 
@@ -62,7 +63,8 @@ def _measure(bench: Bench, size: int, seconds: float) -> dict[str, Any]:
         "refused": len(refused),
         "statuses": sorted({reply[4][9:12].decode() for reply in refused}),
         "improper": sum(not proper(reply) for reply in refused),
-        "lost": run.asked - len(run.replies),
+        "lost": run.lost,
+        "unsent": run.unsent,
         "usual_p99_ms": normal["p99_ms"],
         "p99_ratio": accepted["p99_ms"] / normal["p99_ms"],
         "late_p99_ms": percentiles(late)["p99_ms"],

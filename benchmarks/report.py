@@ -187,7 +187,9 @@ def _overload(rows: Rows, device: str) -> str:
     tables = "\n\n".join(_one_overload(row) for row in rows)
     return f"""### Overload
 
-Open loop, Poisson; a request that finds no free connection waits for one, and that counts.
+Open loop, Poisson, 1,024 connections; a request that finds none free waits for one, and that counts. The more are
+refused, the later they are told, up to a second, so that refusing leaves time for what was accepted; meanwhile their
+connections are taken.
 
 {tables}
 
@@ -206,6 +208,7 @@ def _one_overload(row: dict[str, Any]) -> str:
         ("p99 of the accepted, from when they were sent", f"{row['sent_p99_ms']:.1f} ms"),
         ("p99 at 80 % load", f"{row['usual_p99_ms']:.1f} ms"),
         ("p99 of the wait for a free connection", f"{row['late_p99_ms']:.1f} ms"),
+        ("requests that never found one", f"{row['unsent']:,}"),
         ("resident memory before", _mebibytes(row["resident_before_bytes"])),
         ("most resident memory", _mebibytes(max(row["resident_bytes"]))),
     ]

@@ -36,9 +36,9 @@ REFUSED_AFTER_S = 0.05
 back at once would take the time of the steps that were let in, thousands of times a second. So it does twenty times."""
 
 _LONGEST_S = 1.0
-_REST = 25.0
+_REST = 40.0
 """And where they are many, after so many times what it took to tell those before, up to a second: reading what is
-refused takes twice as long as refusing it, and both together are to have no more than a tenth of the time."""
+refused takes twice as long as refusing it, and both together are to have less than a tenth of the time."""
 
 _TELL_EVERY_S = 1.0
 
