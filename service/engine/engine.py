@@ -42,7 +42,6 @@ from service.engine.work import (
     OnRowEnd,
     Outputs,
     Work,
-    apart,
 )
 from service.errors import (
     DeadlineExceeded,
@@ -406,13 +405,15 @@ class Engine:
                 self._new = list(rest)
                 self._run_together(items)
                 continue
-            self._scheduler.extend(apart(self._new))
+            self._scheduler.extend(self._new)
             self._new = []
             decision = self._scheduler.next_batch(now)
             self._ended += [(work, StepCancelled()) for work in decision.cancelled]
             self._ended += [(work, _too_late(work)) for work in decision.late]
-            if decision.batch is not None:
+            if isinstance(decision.batch, Batch):
                 self._run(decision.batch)
+            elif decision.batch is not None:
+                self._run_together(decision.batch)
 
     def _collect(self) -> bool:
         """Take what arrived, and wait while there is nothing to do, or while waiting pays.

@@ -19,11 +19,11 @@ from heapq import heapify, heappop, heapreplace
 
 from service.contract import Batching
 from service.engine.shapes import Shapes
-from service.engine.work import Batch, Decision, Flow, Item, Work
+from service.engine.work import Batch, Decision, Flow, Group, Item, Work, apart
 
-_Queue = deque[Work]
+_Queue = deque[Item]
 _Queues = dict[Flow, _Queue]
-"""Of one size class the work of each flow, in order of its start."""
+"""Of one size class what waits of each flow, in order of its start."""
 
 _FLOWS = 1024
 
@@ -78,33 +78,39 @@ class Scheduler:
         """Whether nothing longer than one time step waits."""
         return not any(self._classes[size] for size in self._classes if size)
 
-    def add(self, work: Work) -> None:
-        """Queue new work, or work with time steps left after a batch."""
-        length = work.length - work.done
-        if length > self._longest:
-            length = self._longest
-        if work.chunk != length:
-            work.chunk = length
-        flow = work.flow
+    def add(self, item: Item) -> None:
+        """Queue new work, or work with time steps left after a batch, or a group."""
+        if isinstance(item, Group):
+            if item.length > self._longest:
+                self.extend(item.apart())
+                return
+            rows, length = item.rows, item.length
+        else:
+            rows, length = 1, min(item.length - item.done, self._longest)
+            if item.chunk != length:
+                item.chunk = length
+        flow = item.flow
         start = self._served.get(flow, 0.0)
         if start < self._now:
             start = self._now
-        work.start = start
+        item.start = start
         # 0 for 1, 1 for 2, 2 for 3-4, 3 for 5-8, ...
         size_class = (length - 1).bit_length()
-        self._served[flow] = (
-            start + length * self._token_s.get(size_class, _UNKNOWN_S) / flow.weight
-        )
+        self._served[flow] = start + rows * self._cost(size_class, length, flow)
         try:
-            self._classes[size_class][flow].append(work)
+            self._classes[size_class][flow].append(item)
         except KeyError:
-            self._classes.setdefault(size_class, {})[flow] = deque((work,))
-        self._waiting += 1
+            self._classes.setdefault(size_class, {})[flow] = deque((item,))
+        self._waiting += rows
 
-    def extend(self, works: Iterable[Work]) -> None:
+    def _cost(self, size_class: int, length: int, flow: Flow) -> float:
+        """Virtual time of a row of so many time steps."""
+        return length * self._token_s.get(size_class, _UNKNOWN_S) / flow.weight
+
+    def extend(self, items: Iterable[Item]) -> None:
         """Queue several, in order."""
-        for work in works:
-            self.add(work)
+        for item in items:
+            self.add(item)
 
     def straight(
         self, items: Sequence[Item], now: float
@@ -187,36 +193,56 @@ class Scheduler:
 
     def _fill(
         self, size_class: int, now: float, cancelled: list[Work], late: list[Work]
-    ) -> Batch | None:
+    ) -> Batch | Sequence[Item] | None:
         queues, most = self._classes[size_class], self._most(size_class)
-        works: list[Work] = []
-        longest = 0
-        for work in _in_order(queues):
-            if work.chunk > longest:
-                longest = work.chunk
-            if works and (len(works) + 1) * longest > self._limits.max_batch_tokens:
+        items: list[Item] = []
+        rows = longest = 0
+        for item in _in_order(queues):
+            queue = queues[item.flow]
+            if isinstance(item, Group) and (item.left or item.deadline < now):
+                # Each of its rows is looked at.
+                queue.popleft()
+                queue.extendleft(reversed(item.apart()))
+                continue
+            longest = max(longest, item.chunk)
+            room = min(most, self._limits.max_batch_tokens // longest) - rows
+            if items and room < 1:
                 break
-            queues[work.flow].popleft()
-            self._waiting -= 1
-            start = work.start
-            if work.cancelled:
-                cancelled.append(work)
-            elif work.deadline < now:
-                late.append(work)
-            else:
-                works.append(work)
-                if len(works) == most:
-                    break
+            queue.popleft()
+            start = item.start
+            if isinstance(item, Group):
+                if item.rows > room:
+                    item, tail = item.cut(room)
+                    tail.start = start + room * self._cost(size_class, item.length, item.flow)
+                    queue.appendleft(tail)
+            elif item.cancelled or item.deadline < now:
+                self._waiting -= 1
+                (cancelled if item.cancelled else late).append(item)
+                continue
+            self._waiting -= item.rows
+            items.append(item)
+            rows += item.rows
+            if rows == most:
+                break
         self._now = max(self._now, start)
         for flow in [flow for flow, queue in queues.items() if not queue]:
             del queues[flow]
-        if not works:
-            return None
+        return self._batch(items) if items else None
+
+    def _batch(self, items: Sequence[Item]) -> Batch | Sequence[Item]:
+        """Items as a batch; or as they are, if they can run whole and a group is among them."""
+        longest, most_steps = max([item.chunk for item in items]), self._longest_now()
+        if (
+            (longest == 1 or longest <= most_steps)
+            and any(isinstance(item, Group) for item in items)
+            and all(item.whole and item.length == longest for item in items)
+        ):
+            return items
+        works = tuple(apart(items))
         if longest == 1:
-            return Batch(tuple(works), (1,) * len(works), 1)
-        most_steps = self._longest_now()
+            return Batch(works, (1,) * len(works), 1)
         lengths = tuple([min(work.chunk, most_steps) for work in works])
-        return Batch(tuple(works), lengths, max(lengths))
+        return Batch(works, lengths, max(lengths))
 
     def _forget(self) -> None:
         """Drop flows that have had no more than their share; they begin like new ones."""
@@ -224,8 +250,8 @@ class Scheduler:
             self._served = {f: end for f, end in self._served.items() if end > self._now}
 
 
-def _in_order(queues: _Queues) -> Iterator[Work]:
-    """All work by its start; the caller takes each from its queue before it asks for the next."""
+def _in_order(queues: _Queues) -> Iterator[Item]:
+    """All items by their start; the caller takes each from its queue before it asks for the next."""
     if len(queues) == 1:
         (queue,) = queues.values()
         while queue:

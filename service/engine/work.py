@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -132,6 +132,7 @@ class Group(msgspec.Struct, eq=False):
         first: Place of the first row among those that were begun together.
         left: Places of rows that are to be dropped before they run.
         works: Place of a row to its work, where it went on as one.
+        start: Virtual time at which it is due; the scheduler's.
     """
 
     slots: list[Slot]
@@ -147,6 +148,12 @@ class Group(msgspec.Struct, eq=False):
     first: int = 0
     left: set[int] = msgspec.field(default_factory=set)
     works: dict[int, Work] = msgspec.field(default_factory=dict)
+    start: float = 0.0
+
+    @property
+    def chunk(self) -> int:
+        """Time steps of the next chunk: all."""
+        return self.length
 
     @property
     def rows(self) -> int:
@@ -200,6 +207,8 @@ class Group(msgspec.Struct, eq=False):
                 partial(self.on_row, place),
                 self.flow,
                 single=self.length == 1,
+                chunk=self.length,
+                start=self.start,
             )
             # Looked at once it can be found: whoever leaves meanwhile marks one or the other.
             if place in self.left:
@@ -228,8 +237,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to do now: a batch to run, if any, and the work dropped on the way to it."""
+    """What to do now: a batch to run, or items that run whole as one, if any, and the work dropped on the way to it."""
 
-    batch: Batch | None
+    batch: Batch | Sequence[Item] | None
     cancelled: tuple[Work, ...]
     late: tuple[Work, ...]

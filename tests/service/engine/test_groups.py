@@ -302,6 +302,51 @@ async def test_a_group_shares_the_model_with_other_flows_by_weight(accumulator: 
         order = [x for run in graph.runs[1:] for x in run.feeds["x"].ravel().tolist()]
         assert order.index(2.0) < 4, "the few wait behind all of the many"
         assert all(len(run.lengths) <= 2 for run in graph.runs)
+        # And stays a group, if in parts.
+        assert (many.alone, few.alone) == ([], [])
+
+
+async def test_groups_of_several_lengths_and_flows_stay_groups(accumulator: Path) -> None:
+    graph = load_graph(accumulator, Batching(max_batch_size=4))
+    async with running(graph) as engine:
+        await held(engine, graph)
+        singles = [add_all(engine, taken(engine, 3), [[i]] * 3)[1] for i in (1, 2)]
+        longer = add_all(engine, taken(engine, 3), [[1, 1, 1]] * 3)[1]
+        other = add_all(engine, taken(engine, 3), [[5]] * 3, flow=flow_of("b", "session", "high"))[
+            1
+        ]
+        alone = add(engine, taken(engine, 1)[0], 7.0)[1]
+        await turned()
+        graph.open()
+        for i, outcome in zip((1, 2), singles, strict=True):
+            assert await outcome.all(3) == [[i]] * 3
+        assert await longer.all(3) == [[1, 2, 3]] * 3
+        assert await other.all(3) == [[5]] * 3
+        assert await total(alone) == [7]
+        assert [o.alone for o in (*singles, longer, other)] == [[]] * 4
+        assert all(run.tokens <= 4 * max(run.lengths) for run in graph.runs)
+        assert len(graph.runs) < 1 + 6
+
+
+async def test_of_a_group_that_waits_with_others_those_left_and_late_are_dropped(
+    accumulator: Path,
+) -> None:
+    clock = Clock()
+    graph = load_graph(accumulator)
+    async with running(graph, clock) as engine:
+        await held(engine, graph)
+        slots = taken(engine, 6)
+        group, outcome = add_all(engine, slots[:3], [[1], [2], [3]])
+        late = add_all(engine, slots[3:], [[1, 1]] * 3, deadline=clock.now + 1)[1]
+        clock.now += 2
+        await turned()
+        group.leave(0)
+        graph.open()
+        first, *others = await outcome.all(3)
+        assert isinstance(first, StepCancelled)
+        assert others == [[2], [3]]
+        assert [type(found) for found in await late.all(3)] == [DeadlineExceeded] * 3
+        assert [state(engine, slot) for slot in slots] == [0, 2, 3, 0, 0, 0]
 
 
 async def test_fixed_shapes_are_filled_up(accumulator: Path) -> None:
