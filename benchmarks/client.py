@@ -32,7 +32,7 @@ Reply = tuple[float, float, float, Any, bytes]
 _READ = 1 << 18
 # Waits shorter than that are spun: the system would wake up later.
 _SPIN_S = 30e-6
-# After the last request of an open loop; what is not answered by then counts as lost.
+# After the last request of an open loop; what is not sent by then is not sent any more.
 _PATIENCE_S = 10.0
 _WARM_S = 0.3
 
@@ -206,11 +206,13 @@ def opened(
             while at < len(due) and due[at] <= now:
                 backlog.append(due[at])
                 at += 1
-            while backlog and free and _put(free[0], now, backlog[0]):
+            # Who has not found a connection by then finds none any more; what was sent is waited for once more as long.
+            late = now > end + _PATIENCE_S
+            while not late and backlog and free and _put(free[0], now, backlog[0]):
                 free.popleft()
                 backlog.popleft()
                 busy += 1
-            if now > end + _PATIENCE_S:
+            if late and (not busy or now > end + 2 * _PATIENCE_S):
                 break
             wait = due[at] - time.perf_counter() if at < len(due) else 0.1
             for line in _read(poll, lines, wait, replies):

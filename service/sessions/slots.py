@@ -50,6 +50,25 @@ class Slots:
             slot = engine.take()
         return slot
 
+    def give_new(self, session: Session) -> bool:
+        """Give a slot to a session that this process made and that never had one, if one is free.
+
+        The journal has nothing of it but its name, and no other owner can have committed under its first epoch; so
+        there is nothing to load and nobody to ask.
+        """
+        if session.epoch != 1 or session.seq or session.reply is not None:
+            return False
+        slot = session.engine.take()
+        if slot is None:
+            return False
+        self._hold(session, slot)
+        return True
+
+    def _hold(self, session: Session, slot: Slot) -> None:
+        session.slot = slot
+        self._holders.setdefault(session.engine, OrderedDict())[session] = None
+        self._metrics.sessions_resident.labels(*session.labels).inc()
+
     async def wake(self, session: Session) -> None:
         """Give a session its slot back: load the nearest snapshot, fold the rest of the log.
 
@@ -67,9 +86,7 @@ class Slots:
         except BaseException:
             session.engine.give_back(slot)
             raise
-        session.slot = slot
-        self._holders.setdefault(session.engine, OrderedDict())[session] = None
-        self._metrics.sessions_resident.labels(*session.labels).inc()
+        self._hold(session, slot)
         if stored.seq:
             self._metrics.sessions_paged.labels(*session.labels, "in").inc()
 

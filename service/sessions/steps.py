@@ -259,7 +259,7 @@ class Steps:
             self._touch((session,))
             on_end(self._duplicate(session, retry))
             return step
-        if session.slot is not None:
+        if session.slot is not None or self._slots.give_new(session):
             self._submit(step)
         else:
             self._spawn(self._wake_for(step))
@@ -379,14 +379,13 @@ class Steps:
 
     # Together.
 
-    @staticmethod
-    def ready(session: Session, seq: int | None) -> bool:
+    def ready(self, session: Session, seq: int | None) -> bool:
         """Whether its step can go together with others: its state is at hand, it is idle, and this is no retry."""
         return (
-            session.slot is not None
-            and not session.busy
+            not session.busy
             and not session.held
             and (seq is None or seq == session.seq + 1)
+            and (session.slot is not None or self._slots.give_new(session))
         )
 
     def begin_together(

@@ -134,6 +134,32 @@ async def test_a_session_adds_up_and_counts(staged: Staged) -> None:
         assert second.outputs["total"].tolist() == [3, 7]
 
 
+async def test_the_first_step_of_a_session_made_here_asks_the_journal_nothing(
+    staged: Staged,
+) -> None:
+    async with staged(capacity=1) as stage:
+        first, second = await stage.open("a"), await stage.open("b")
+        stage.journal.calls.clear()
+        assert await stage.add(first, 3.0) == [3]
+        assert stage.journal.calls == ["commit"]
+        assert stage.count("sessions_resident") == 1
+        # No slot is free: the first is paged out as ever, and so it is asked for when it comes again.
+        assert await stage.add(second, 4.0) == [4]
+        assert await stage.add(first, 1.0, seq=2) == [4]
+        assert stage.journal.calls.count("fence") == 2
+
+
+async def test_a_session_made_here_that_another_owner_took_is_fenced_at_its_first_step(
+    staged: Staged,
+) -> None:
+    async with staged() as stage:
+        session = await stage.open("s")
+        await stage.journal.fence("s")
+        with pytest.raises(SessionFenced):
+            await stage.add(session, 1.0)
+        assert await stage.add(await stage.find("s"), 2.0, seq=1) == [2]
+
+
 async def test_an_input_of_several_time_steps_counts_once(staged: Staged) -> None:
     async with staged() as stage:
         session = await stage.open()
@@ -366,6 +392,8 @@ async def test_a_caller_that_leaves_at_once_has_sent_nothing(staged: Staged) -> 
     """The session is still being woken when its caller goes."""
     async with staged() as stage:
         session, other = await stage.open(), await stage.open()
+        await stage.add(session, 1.0)
+        stage.sessions.slots.drop(session)
         plug = await stage.entered(other, 1.0)
         stage.journal.calls.clear()
         leaving = stage.begin(session, 2.0)
@@ -375,8 +403,8 @@ async def test_a_caller_that_leaves_at_once_has_sent_nothing(staged: Staged) -> 
         stage.graph.open()
         await plug
         await stage.sessions.drain()
-        assert session.seq == 0
-        assert await stage.add(session, 4.0, seq=1) == [4]
+        assert session.seq == 1
+        assert await stage.add(session, 4.0, seq=2) == [5]
 
 
 async def test_a_running_step_goes_on_to_its_commit_and_the_retry_finds_it(staged: Staged) -> None:
@@ -498,11 +526,13 @@ async def test_a_commit_that_fails_can_be_sent_again_and_counts_once(
 async def test_a_store_that_fails_at_waking_leaves_the_session_usable(staged: Staged) -> None:
     async with staged() as stage:
         session = await stage.open()
+        await stage.add(session, 2.0)
+        stage.sessions.slots.drop(session)
         stage.journal.fails = {"fence"}
         with pytest.raises(ConnectionError):
-            await stage.add(session, 1.0, seq=1)
+            await stage.add(session, 1.0, seq=2)
         assert (session.busy, used(stage.engine)) == (False, 0)
-        assert await stage.add(session, 1.0, seq=1) == [1]
+        assert await stage.add(session, 1.0, seq=2) == [3]
 
 
 async def test_replaying_that_fails_gives_the_slot_back(
@@ -559,10 +589,17 @@ async def test_a_session_ended_elsewhere_is_forgotten_here(staged: Staged) -> No
         session = await stage.open("s")
         elsewhere = table(stage.engine, stage.journal, stage.clock)
         await elsewhere.delete(await elsewhere.find("s", "tenant"))
-        with pytest.raises(UnknownSession):
+        # The commit finds out; had the state been away, waking it would have.
+        with pytest.raises(SessionFenced):
             await stage.add(session, 1.0)
         with pytest.raises(SessionGone, match="deleted"):
             await stage.find("s")
+        away = await stage.open("t")
+        await stage.add(away, 1.0)
+        stage.sessions.slots.drop(away)
+        await elsewhere.delete(await elsewhere.find("t", "tenant"))
+        with pytest.raises(UnknownSession):
+            await stage.add(away, 1.0)
 
 
 async def test_a_session_ended_elsewhere_can_be_deleted_here(staged: Staged) -> None:

@@ -173,11 +173,14 @@ async def test_a_retry_of_a_step_that_went_together_is_answered_from_the_journal
 async def test_a_session_without_its_state_or_busy_or_retrying_is_not_ready(
     accumulator: Path,
 ) -> None:
-    async with staged(accumulator) as stage:
-        fresh, _ = await stage.sessions.create(stage.engine, "tenant", 10.0)
-        (used,) = await stage.open(1)
+    async with staged(accumulator, capacity=2) as stage:
+        away, used = await stage.open(2)
         ready = stage.sessions.ready
-        assert not ready(fresh, None)
+        new, _ = await stage.sessions.create(stage.engine, "tenant", 10.0)
+        assert not ready(new, None), "no slot is free"
+        stage.sessions.slots.drop(away)
+        assert not ready(away, None)
+        assert ready(new, None)
         assert [ready(used, seq) for seq in (None, 1, 2, 3)] == [True, False, True, False]
         with stage.sessions.hold(used):
             assert not ready(used, None)
