@@ -14,7 +14,7 @@ from benchmarks.models import LSTM
 TIMES = 5
 # Steps of a request, and seconds. Of single steps there are so many that reading and refusing four of five takes a
 # good part of the core; of longer requests the same overload is fewer.
-KINDS = ((1, 60.0), (16, 20.0))
+KINDS = ((1, 60.0), (16, 10.0))
 _SHARE = 0.8
 # Connections, and sessions. What cannot be sent since all of them wait for an answer is late, or is never sent: who is
 # refused late asks less often.
