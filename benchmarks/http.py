@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
-from benchmarks import sessions
+from benchmarks import frames, sessions
 from benchmarks.bench import Bench
 from benchmarks.client import closed, percentiles
 from benchmarks.frames import beside, middle
@@ -48,7 +48,19 @@ def _turn(bench: Bench, server: Server, echo: Server, model: Model) -> list[Row]
         row["echo_ratio"] = row["steps_s"] / floor["steps_s"]
         row["echo_cpu_ratio"] = floor["server_cpu_us"] / row["server_cpu_us"]
         rows.append(row)
+    if model.name == GRU:
+        (single,) = (row for row in rows if (row["sessions"], row["steps"]) == (64, 1))
+        rows += [_of_frames(bench, server, model, single, packed=form) for form in (False, True)]
     return [*rows, floor]
+
+
+def _of_frames(bench: Bench, server: Server, model: Model, single: Row, *, packed: bool) -> Row:
+    """Frames of many steps over one socket, beside single steps over HTTP."""
+    row = frames.steps(bench, server, model, 64, 16, 1, packed=packed)
+    return row | {
+        "http_ratio": row["steps_s"] / single["steps_s"],
+        "http_cpu_ratio": single["server_cpu_us"] / row["server_cpu_us"],
+    }
 
 
 def steps(bench: Bench, server: Server, model: Model, count: int, size: int = 1) -> Row:

@@ -100,7 +100,8 @@ def _http(rows: Rows, device: str) -> str:
     return f"""### HTTP
 
 One connection a session, the next request when the last is answered or refused: more sessions than the service lets
-wait are told to come again later. *plain FastAPI*: benchmarks/plain.py.
+wait are told to come again later. *plain FastAPI*: benchmarks/plain.py. *socket*: frames as further below, in turn
+with the single steps.
 
 {_rows(_WIRE, rows)}
 
