@@ -31,7 +31,7 @@ from service.engine.engine import Engine, Limits
 from service.engine.graph import Graph
 from service.journal.memory import MemoryJournal
 from service.metrics import EngineMetrics, Metrics
-from service.sessions.steps import Outputs, Wanted
+from service.sessions.step import Outputs, Wanted
 from service.sessions.table import Policy, Sessions
 
 BATCHES = (1, 8, 64)

@@ -24,7 +24,7 @@ from service.journal.memory import MemoryJournal
 from service.journal.protocol import Entry, Identity, Snapshot, Stored, Tombstone
 from service.metrics import EngineMetrics, Metrics
 from service.sessions.session import Chunk
-from service.sessions.steps import Wanted
+from service.sessions.step import Wanted
 from service.sessions.table import Policy, Sessions
 
 PATIENCE_S = 20.0

@@ -24,7 +24,7 @@ from service.api.together import Turn
 from service.engine.engine import Engine
 from service.errors import Overloaded, ServiceError
 from service.sessions.session import Session
-from service.sessions.steps import Applied, Step, Together
+from service.sessions.step import Applied, Step, Together
 from service.tasks.protocol import Parameters, Task
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,11 @@ class DirectSteps:
         now = time.monotonic()
         if now - self._told_at >= _TELL_EVERY_S:
             data = {"requests": self._untold, "code": error.code}
-            log.warning("refused: %s", error.detail, extra={"data": data})
+            log.warning(
+                "refused: %s; SEQSERVE_MAX_QUEUE_S says how long they may",
+                error.detail,
+                extra={"data": data},
+            )
             self._untold, self._told_at = 0, now
 
 

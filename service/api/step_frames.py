@@ -18,7 +18,7 @@ from service.api.together import Turn
 from service.engine.engine import Engine
 from service.errors import Invalid, ServiceError, SessionBusy, TooLarge
 from service.sessions.session import Session
-from service.sessions.steps import Applied, Step, Together
+from service.sessions.step import Applied, Step, Together
 from service.tasks.protocol import Parameters, Task
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from service.api.context import TENANT, Context
 from service.api.schema import PackedStepsAnswer, SessionAnswer, SessionOptions, StepsAnswer
 from service.errors import Invalid
 from service.sessions.session import Chunk, Session, checked_id
-from service.sessions.steps import Applied, Wanted
+from service.sessions.step import Applied, Wanted
 from service.tasks import packed
 from service.tasks.protocol import Parameters, Task, chunk_of, chunk_of_steps
 

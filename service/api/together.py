@@ -22,7 +22,7 @@ from service.api.stepping import Asked, task_of, unpacked
 from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.sessions.session import Session
-from service.sessions.steps import Applied, Outputs, Together, Wanted
+from service.sessions.step import Applied, Outputs, Together, Wanted
 from service.tasks import packed
 from service.tasks.protocol import LONGEST_WORD
 

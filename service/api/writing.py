@@ -27,7 +27,7 @@ from service.engine.work import Flow, Priority, Work, flow_of
 from service.errors import Invalid, NotStreaming, PayloadMismatch, ServiceError, TooLarge, WrongSeq
 from service.repository import Served
 from service.sessions.session import Chunk, Session
-from service.sessions.steps import Applied, Step, Wanted
+from service.sessions.step import Applied, Step, Wanted
 from service.sessions.table import Sessions
 from service.tasks.generation import Generation, Token, Written
 from service.tasks.next_word import NextWordTask

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,8 @@ from service.errors import (
 from service.metrics import EngineMetrics
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _NEW = 0.2
 """Weight of a new measurement in a moving average."""
@@ -228,7 +231,7 @@ class Engine:
         """
         assert self._loop is not None, "start() comes first"
         future: asyncio.Future[Outputs] = self._loop.create_future()
-        on_end = partial(_settle, future)
+        on_end = partial(settle, future)
         work = self.begin(slot, inputs, keep, outputs, deadline, on_end, flow)
         return work, future
 
@@ -565,7 +568,8 @@ def _nothing(outcome: Outputs | Exception) -> None:
     """In the place of what was called: a work and its caller hold each other, and would wait for the collector."""
 
 
-def _settle(future: asyncio.Future[Outputs], outcome: Outputs | Exception) -> None:
+def settle(future: asyncio.Future[T], outcome: T | Exception) -> None:
+    """Give a future what became of it, unless nobody waits any more."""
     if future.done():
         return
     if isinstance(outcome, Exception):

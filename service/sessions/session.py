@@ -93,6 +93,7 @@ class Session:
         held: Whether one caller keeps it over several steps.
         generation: The last generation, as its task left it, to be resumed by a caller that lost its stream.
         used_at: Monotonic time of the last use.
+        fresh: Whether this process made it and it never had a slot.
         flow: What its steps are part of.
     """
 
@@ -107,6 +108,7 @@ class Session:
     busy: bool = False
     held: bool = False
     generation: Any = None
+    fresh: bool = False
     flow: Flow = field(init=False)
 
     def __post_init__(self) -> None:

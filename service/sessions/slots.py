@@ -54,13 +54,14 @@ class Slots:
         """Give a slot to a session that this process made and that never had one, if one is free.
 
         The journal has nothing of it but its name, and no other owner can have committed under its first epoch; so
-        there is nothing to load and nobody to ask.
+        there is nothing to load and nobody to ask. Once: of what became of a failed commit only the journal knows.
         """
-        if session.epoch != 1 or session.seq or session.reply is not None:
+        if not session.fresh:
             return False
         slot = session.engine.take()
         if slot is None:
             return False
+        session.fresh = False
         self._hold(session, slot)
         return True
 
@@ -80,6 +81,7 @@ class Slots:
         if stored is None:
             raise UnknownSession(f"there is no session {session.identity.id}")
         session.take_over(stored)
+        session.fresh = False
         slot = await self.take(session.engine)
         try:
             await _fold(session.engine, slot, stored)

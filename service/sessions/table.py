@@ -133,7 +133,8 @@ class Sessions:
         if identity.id not in self._sessions:
             await self._make_room()
             if await self._journal.create(identity):
-                session = self._admit(Session(identity, engine, epoch=1, used_at=self.clock()))
+                made = Session(identity, engine, epoch=1, used_at=self.clock(), fresh=True)
+                session = self._admit(made)
                 self._metrics.sessions_opened.labels(*session.labels).inc()
                 return session, True
         try:

@@ -13,7 +13,7 @@ from service.api.stepping import Asked, prepare
 from service.api.together import Turn
 from service.errors import Invalid, Overloaded, SessionBusy
 from service.sessions.session import Session
-from service.sessions.steps import Applied, Together
+from service.sessions.step import Applied, Together
 from tests.integration.inside import Running
 
 MODEL = "accumulator"

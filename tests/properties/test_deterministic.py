@@ -24,7 +24,7 @@ from service.engine.graph import Graph
 from service.engine.shapes import Shapes
 from service.engine.stable import stable_shapes
 from service.sessions.session import Chunk, Session
-from service.sessions.steps import Applied, Wanted
+from service.sessions.step import Applied, Wanted
 from service.sessions.table import Sessions
 from tests.engines import RemoteJournal, load_graph, running, table, until
 from tests.models import WORDS

@@ -31,7 +31,7 @@ from service.errors import (
     WrongSeq,
 )
 from service.sessions.session import Session
-from service.sessions.steps import Applied, Wanted
+from service.sessions.step import Applied, Wanted
 from tests.engines import (
     PATIENCE_S,
     WANTED,

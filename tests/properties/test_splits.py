@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from service.contract import Batching
 from service.sessions.session import Chunk
-from service.sessions.steps import Wanted
+from service.sessions.step import Wanted
 from tests.engines import PATIENCE_S, RemoteJournal, load_graph, running, table, used
 from tests.models import WORDS, reference_logits
 from tests.references import plan, torch_logits

@@ -18,7 +18,7 @@ import pytest
 from service.contract import Batching
 from service.loading import load_model
 from service.sessions.session import Chunk
-from service.sessions.steps import Wanted
+from service.sessions.step import Wanted
 from tests.engines import PATIENCE_S, load_graph, running, table
 from tests.training.small import small
 from training.config import TrainedRun

@@ -26,7 +26,7 @@ from service.errors import (
     WrongSeq,
 )
 from service.sessions.session import Chunk, Session
-from service.sessions.steps import Applied, Wanted
+from service.sessions.step import Applied, Wanted
 from service.sessions.table import Sessions
 from tests.engines import (
     PATIENCE_S,
@@ -147,6 +147,20 @@ async def test_the_first_step_of_a_session_made_here_asks_the_journal_nothing(
         assert await stage.add(second, 4.0) == [4]
         assert await stage.add(first, 1.0, seq=2) == [4]
         assert stage.journal.calls.count("fence") == 2
+
+
+@pytest.mark.parametrize("lands", [False, True])
+async def test_after_a_first_commit_that_failed_the_journal_is_asked(
+    staged: Staged, lands: bool
+) -> None:
+    async with staged() as stage:
+        session = await stage.open()
+        stage.journal.fails, stage.journal.lands = {"commit"}, lands
+        with pytest.raises(ConnectionError):
+            await stage.add(session, 3.0, seq=1)
+        retry = await stage.apply(session, 3.0, seq=1)
+        assert (retry.duplicate, retry.outputs["total"].tolist()) == (lands, [3])
+        assert await stage.add(session, 1.0, seq=2) == [4]
 
 
 async def test_a_session_made_here_that_another_owner_took_is_fenced_at_its_first_step(

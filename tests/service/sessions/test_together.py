@@ -17,7 +17,7 @@ from service.contract import Batching
 from service.engine.engine import Engine
 from service.errors import NonFinite, Overloaded, SessionBusy, SessionFenced, StepCancelled
 from service.sessions.session import Chunk, Session
-from service.sessions.steps import Applied, Together
+from service.sessions.step import Applied, Together
 from service.sessions.table import Sessions
 from tests.engines import (
     PATIENCE_S,
