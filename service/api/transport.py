@@ -21,9 +21,10 @@ from service.api.middleware import given_id, new_request_id
 from service.errors import HeadTooLarge, Overloaded, ServiceError, SlowHead
 
 _STEPS = re.compile(rb"/v1/sessions/([A-Za-z0-9._~-]{1,128})/steps")
+_LINE_START, _LINE_END = b"POST /v1/sessions/", b"/steps HTTP/1.1\r\n"
 _HEAD_END = b"\r\n\r\n"
 _MAX_HEAD_BYTES = 65536
-# Heads that a connection remembers: requests of a session differ in the digits of their length.
+# Heads that a connection remembers: requests for steps differ in the digits of their length.
 _HEADS = 8
 _MAX_REMEMBERED_BYTES = 1024
 _OK = STATUS_LINE[200].decode()
@@ -102,9 +103,8 @@ class JoinedWrites(asyncio.Transport):
 
 
 class _Head(NamedTuple):
-    """What the head of a request for steps said."""
+    """What the head of a request for steps said, whatever the session."""
 
-    session_id: str
     length: int
     """Bytes of the body."""
     request_id: str | None
@@ -116,8 +116,9 @@ class HttpProtocol(HttpToolsProtocol):
     A request for steps that came whole is answered from here, in a fifth of the time that uvicorn takes to run an
     application for it; any other goes its usual way. A WebSocket that begins as HTTP goes on with joined writes.
 
-    Clients send the same head again and again. A head that the parser has taken before, byte by byte the same, and
-    that tells the length of the body that came with it, means the same again; so it is not parsed once more.
+    Clients send the same head again and again. A head that the parser has taken before, byte by byte the same but for
+    the id of a session that is at hand, and that tells the length of the body that came with it, means the same again;
+    so it is not parsed once more.
 
     A request has to arrive within `request_timeout_s`; a body that the application reads has a deadline of its own
     (`http.read`). A client that does not read what it asked for is read no further, and cut off after the same time.
@@ -249,14 +250,20 @@ class HttpProtocol(HttpToolsProtocol):
         exchange = self._exchange
         between = self._between
         if exchange is not None and between and self.cycle is exchange:
-            at = data.find(_HEAD_END) + 4
-            head = self._heads.get(data[:at])
+            line, at = _parts(data)
+            head = self._heads.get(data[line:at])
             if (
                 head is not None
+                and data.startswith(_LINE_START)
                 and len(data) - at == head.length
                 and exchange.response_complete
                 and not self.flow.write_paused
-                and exchange.begin(head.session_id, data[at:], head.request_id or new_request_id())
+                and exchange.begin(
+                    # One that no session has goes the usual way.
+                    data[len(_LINE_START) : line].decode("latin-1"),
+                    data[at:],
+                    head.request_id or new_request_id(),
+                )
             ):
                 return
         self._begun = 0
@@ -276,9 +283,12 @@ class HttpProtocol(HttpToolsProtocol):
     def _remember(self, data: bytes) -> None:
         """Remember the head of data that is one request, served directly, and nothing else."""
         head = self._served
-        at = data.find(_HEAD_END) + 4
+        line, at = _parts(data)
         if (
             head is not None
+            # The id ends in the first line, not in what follows.
+            and data.startswith(_LINE_START)
+            and line == len(_LINE_START) + len(self._session_id)
             and self._begun == 1
             and self._between
             and at <= _MAX_REMEMBERED_BYTES
@@ -289,7 +299,7 @@ class HttpProtocol(HttpToolsProtocol):
         ):
             if len(self._heads) == _HEADS:
                 self._heads.clear()
-            self._heads[data[:at]] = head
+            self._heads[data[line:at]] = head
 
     def on_message_begin(self) -> None:
         """See `httptools.HttpRequestParser`."""
@@ -341,7 +351,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.cycle, before = exchange, self.cycle
         if exchange.begin(self._session_id, body, given or new_request_id()):
             self._body = None
-            self._served = _Head(self._session_id, len(body), given)
+            self._served = _Head(len(body), given)
             return
         self.cycle = before
         self._go_the_usual_way()
@@ -389,6 +399,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self.pipeline:
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
+
+
+def _parts(data: bytes) -> tuple[int, int]:
+    """Where the id of the session in the head of a request for steps ends, and the head."""
+    return data.find(_LINE_END), data.find(_HEAD_END) + 4
 
 
 def _response(status: int, request_id: str, fields: str, body: bytes, keep_alive: bool) -> bytes:

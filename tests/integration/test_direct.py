@@ -342,6 +342,27 @@ async def test_the_id_of_a_request_comes_back_each_time(running: Running) -> Non
     connection.writer.close()
 
 
+async def test_a_known_head_is_known_for_other_sessions_too(
+    running: Running, parsed: list[bytes]
+) -> None:
+    names = ["a", "b", "another-one"]
+    await opened(running, *names)
+    connection = await connected(running)
+    parsed.clear()
+    for name in names:
+        connection.writer.write(request(step(1.0), f"/v1/sessions/{name}/steps"))
+        _, _, body = await connection.answer()
+        assert (body["session"], body["seq"]) == (name, 1)
+    assert len(parsed) == 1
+    connection.writer.write(request(step(1.0), "/v1/sessions/nobody/steps"))
+    assert (await connection.answer())[0] == 404
+    # A field that ends like the first line is not the end of that.
+    connection.writer.write(request(step(1.0), "/v1/sessions/a/steps HTTP/1.1\r\nX: b/steps"))
+    _, _, body = await connection.answer()
+    assert (body["session"], body["seq"]) == ("a", 2)
+    connection.writer.close()
+
+
 async def test_more_heads_than_are_remembered_are_answered_all_the_same(running: Running) -> None:
     names = [f"s{number}" for number in range(20)]
     await opened(running, *names)
