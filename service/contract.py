@@ -105,12 +105,19 @@ class Batching(Record, frozen=True, kw_only=True):
     max_batch_tokens: Size = 2048
 
 
+TOP_K = "top_k"
+"""Input with a default that the graph of a `NextWord` model may have: how many of the best are to be given."""
+
+RANKED = ("top_scores", "top_indices")
+
+
 class NextWord(Record, frozen=True, kw_only=True, tag="next_word", tag_field="name"):
     """A language model over a vocabulary of words or of single characters.
 
     The graph takes `tokens` (B, T) int64 and gives, besides `logits` (B, T, V), the `top_k` largest logits
     `top_scores` (B, T, K) in falling order with their ids `top_indices` (B, T, K), and `logsumexp` (B, T), so that
-    log p(token) = score - logsumexp without shipping V numbers a row.
+    log p(token) = score - logsumexp without shipping V numbers a row. It may take `top_k`, (1,) int64 with the default
+    K, and then gives that many.
 
     Attributes:
         level: What a token is: a word with punctuation split off, as `service.text` does, or one character.
@@ -354,6 +361,11 @@ class ModelConfig(Record, frozen=True, kw_only=True):
     provenance: Provenance
 
     @property
+    def ranked(self) -> tuple[str, ...]:
+        """Outputs with the best first, on the last axis, so that the first few say what they do without the others."""
+        return RANKED if isinstance(self.task, NextWord) else ()
+
+    @property
     def state_nbytes(self) -> int:
         """Bytes of state of one session."""
         return sum(state.nbytes for state in self.state)
@@ -447,7 +459,7 @@ def _check_task(config: ModelConfig) -> None:
     due: dict[str, tuple[int, ...]]
     if isinstance(task, NextWord):
         due = {"logits": (task.vocab_size,), "logsumexp": ()}
-        due |= dict.fromkeys(("top_scores", "top_indices"), (task.top_k,))
+        due |= dict.fromkeys(RANKED, (task.top_k,))
     elif isinstance(task, Forecast):
         due = _due_of_forecast(config, task)
     elif isinstance(task, Sentiment):

@@ -83,7 +83,7 @@ def write(root: Path) -> Path:
         node("Mod", ["totals", "pages"], ["page"]),
         node("Gather", ["table", "page"], ["logits"]),
         node("Gather", ["table_logsumexp", "page"], ["logsumexp"]),
-        node("TopK", ["logits", "k"], ["top_scores", "top_indices"]),
+        node("TopK", ["logits", "top_k"], ["top_scores", "top_indices"]),
         node("ReduceSum", ["entered", "axis1"], ["added"], keepdims=0),
         node("Add", ["total64", "added"], ["total_new"]),
         node("Mod", ["total_new", "pages"], ["total_page"]),
@@ -97,7 +97,7 @@ def write(root: Path) -> Path:
         "one": np.int64(1),
         "axis1": np.array([1], np.int64),
         "pages": np.int64(_PAGES),
-        "k": np.array([TOP_K], np.int64),
+        "top_k": np.array([TOP_K], np.int64),
         "table": TABLE,
         "table_logsumexp": logsumexp,
     }
@@ -111,11 +111,13 @@ def write(root: Path) -> Path:
             value("lengths", TensorProto.INT32, ["B"]),
             value("count", f64, ["B"]),
             value("total", f64, ["B"]),
+            # With the constant as its default.
+            value("top_k", i64, [1]),
         ],
         [
             value("logits", f32, ["B", "T", _V]),
-            value("top_scores", f32, ["B", "T", TOP_K]),
-            value("top_indices", i64, ["B", "T", TOP_K]),
+            value("top_scores", f32, ["B", "T", "K"]),
+            value("top_indices", i64, ["B", "T", "K"]),
             value("logsumexp", f32, ["B", "T"]),
             value("count_out", f64, ["B"]),
             value("total_out", f64, ["B"]),

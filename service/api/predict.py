@@ -24,6 +24,7 @@ from service.api.schema import (
 from service.api.writing import Writing
 from service.engine.work import flow_of
 from service.repository import Served
+from service.tasks.protocol import top_k_of
 
 router = APIRouter(prefix="/v1/models/{model}", tags=["one-shot"], route_class=Direct)
 
@@ -48,10 +49,10 @@ async def _predict(context: Context, served: Served, body: PredictRequest) -> li
     chunks = [task.whole(value, f"$.inputs[{i}]") for i, value in enumerate(body.inputs)]
     context.check_length(sum(chunk.length for chunk in chunks))
     context.check_whole(served, max(chunk.length for chunk in chunks))
-    flow = flow_of(TENANT, "once", body.priority)
+    flow, top_k = flow_of(TENANT, "once", body.priority), top_k_of(task, body.parameters)
     outputs = await http.gathered(
         [
-            context.sessions.run_once(served.engine, chunk, task.outputs, deadline, flow)
+            context.sessions.run_once(served.engine, chunk, task.outputs, deadline, flow, top_k)
             for chunk in chunks
         ]
     )

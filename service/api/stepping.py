@@ -17,7 +17,7 @@ from service.errors import Invalid
 from service.sessions.session import Chunk, Session, checked_id
 from service.sessions.step import Applied, Wanted
 from service.tasks import packed
-from service.tasks.protocol import Parameters, Task, chunk_of, chunk_of_steps
+from service.tasks.protocol import Parameters, Task, chunk_of, chunk_of_steps, top_k_of
 
 
 async def open_session(
@@ -97,8 +97,20 @@ def prepare(
             context.check_text(inputs)
         chunk = chunk_of(task, inputs, "$.inputs", parameters)
         context.check_length(chunk.length)
-    wanted = Wanted(task.outputs, context.deadline(timeout_s))
+    wanted = wanted_of(context, task, inputs, parameters, timeout_s)
     return Prepared(Asked(task, inputs, parameters), chunk, wanted)
+
+
+def wanted_of(
+    context: Context,
+    task: Task,
+    inputs: list[Any] | bytes,
+    parameters: Parameters,
+    timeout_s: float | None,
+) -> Wanted:
+    """What is wanted back of inputs: to packed ones all that the model gives."""
+    top_k = 0 if isinstance(inputs, bytes) else top_k_of(task, parameters)
+    return Wanted(task.outputs, context.deadline(timeout_s), top_k=top_k)
 
 
 def unpacked(

@@ -18,11 +18,11 @@ from service.api.schema import (
     StepsAnswer,
     StepsRequest,
 )
-from service.api.stepping import Asked, task_of, unpacked
+from service.api.stepping import Asked, task_of, unpacked, wanted_of
 from service.engine.engine import Engine
 from service.errors import ServiceError
 from service.sessions.session import Session
-from service.sessions.step import Applied, Outputs, Together, Wanted
+from service.sessions.step import Applied, Outputs, Together
 from service.tasks import packed
 from service.tasks.protocol import LONGEST_WORD
 
@@ -166,7 +166,7 @@ class _Group:
 
     def begin(self) -> bool:
         """Begin them. False if they have to be begun one by one, which shows whose fault that is."""
-        context = self._context
+        context, inputs = self._context, self._asking[0][3].inputs
         try:
             flat = self._flat()
             if flat is None:
@@ -176,7 +176,7 @@ class _Group:
                 [session for _, _, session, _, _ in self._asking],
                 {name: values.reshape(*rows, *values.shape[1:]) for name, values in flat.items()},
                 self._parameters.encoded(),
-                Wanted(self._task.outputs, context.deadline(self._timeout_s)),
+                wanted_of(context, self._task, inputs, self._parameters, self._timeout_s),
                 self._ended,
                 self._row_ended,
             )

@@ -121,13 +121,14 @@ class Arena:
         Args:
             rows: One for each row of the batch, (B,), as `rows_of` gives them, of slots that were not given back since;
                 all different, but that of `SCRATCH` may fill up the last ones.
-            feeds: The other inputs of the graph, `(B, T, *shape)`, and the lengths, (B,).
+            feeds: The other inputs of the graph, `(B, T, *shape)`, and the lengths, (B,); perhaps `TOP_K`, if the graph
+                takes it.
             wanted: Names of the outputs wanted, in the order of the model's.
 
         Returns:
-            The outputs, each `(B, T, *shape)`; and which rows are finite: in every next state, and in every
-            wanted output up to the row's length. The state of any other row is as before. What is said of a row of
-            `SCRATCH` means nothing.
+            The outputs, each `(B, T, *shape)`, or with as many on the last axis as `TOP_K` says; and which rows are
+            finite: in every next state, and in every wanted output up to the row's length. The state of any other row
+            is as before. What is said of a row of `SCRATCH` means nothing.
 
         Raises:
             Exception: Whatever the graph raises, or an output is not of the shape its config says. Every state is

@@ -18,7 +18,13 @@ from service.contract import ContractError, ModelConfig
 from service.engine import wrap
 from service.engine.arena import Array, Finite
 from service.engine.decompose import step_cells
-from service.engine.graph import Device, check_signature, open_session, scratch_feeds
+from service.engine.graph import (
+    Device,
+    check_signature,
+    open_session,
+    scratch_feeds,
+    takes_top_k,
+)
 from service.engine.replay import Replay, eager
 from service.settings import DEFAULT_GPU, Gpu
 
@@ -63,6 +69,8 @@ class BoundGraph:
         wrapped = wrap.step_graph(model, config)
         self.step = load(wrapped)
         check_signature(self.step, config, ())
+        # What is captured on a GPU, or takes its number from there, is of one shape.
+        self.takes_top_k = device == "cpu" and takes_top_k(self.step, config)
         apart = step_cells(model) if cells else None
         single = wrap.step_graph(apart, config) if apart else wrapped
         self.single = load(single) if apart and not gpu.graphs else self.step

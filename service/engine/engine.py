@@ -106,7 +106,7 @@ class Engine:
         self._shapes = shapes
         self._scheduler = Scheduler(graph.config.batching, shapes)
         self._running = Running(
-            self._arena, graph.config, shapes, before=partial(self._tell, awaited=False)
+            self._arena, graph, shapes, before=partial(self._tell, awaited=False)
         )
         self._patience = Patience(graph.config.batching.max_batch_size)
         # Work on its way to the thread; both sides touch one end each.
@@ -223,6 +223,7 @@ class Engine:
         outputs: tuple[str, ...],
         deadline: float,
         flow: Flow = ANY_FLOW,
+        top_k: int = 0,
     ) -> tuple[Work, asyncio.Future[Outputs]]:
         """Queue a step to be awaited; see `begin`.
 
@@ -232,7 +233,7 @@ class Engine:
         assert self._loop is not None, "start() comes first"
         future: asyncio.Future[Outputs] = self._loop.create_future()
         on_end = partial(settle, future)
-        work = self.begin(slot, inputs, keep, outputs, deadline, on_end, flow)
+        work = self.begin(slot, inputs, keep, outputs, deadline, on_end, flow, top_k)
         return work, future
 
     def begin(
@@ -244,6 +245,7 @@ class Engine:
         deadline: float,
         on_end: OnEnd,
         flow: Flow = ANY_FLOW,
+        top_k: int = 0,
         *,
         goes_on: bool = False,
     ) -> Work:
@@ -260,6 +262,7 @@ class Engine:
                 as before, unless `work.done > 0`: then it is somewhere on the way and the slot has to be written
                 anew. The steps of one batch end in one turn of the event loop.
             flow: What the step is part of; see `Scheduler`.
+            top_k: How many of the best are wanted of the model's ranked outputs, at most those it has; 0 is all.
             goes_on: Whether it goes on with what was let in before, as the next token of a text does. There are no
                 more of these than were let in, and half a text helps nobody; so it is not refused for want of room.
 
@@ -280,7 +283,9 @@ class Engine:
         self._arena.check(slot)
         self._idle(slot)
         single = length == 1 and len(keep) == 1
-        work = Work(slot, inputs, length, keep, outputs, deadline, now, on_end, flow, single=single)
+        work = Work(
+            slot, inputs, length, keep, outputs, deadline, now, on_end, flow, top_k, single=single
+        )
         self._busy[slot.index] = True
         if self._answered[slot.index] == self._told:
             self._patience.returned(now)
@@ -296,6 +301,7 @@ class Engine:
         on_end: OnGroupEnd,
         on_row: OnRowEnd,
         flow: Flow = ANY_FLOW,
+        top_k: int = 0,
     ) -> Group:
         """Queue steps of several slots, which cost together little more than one by one; all outputs are wanted.
 
@@ -309,6 +315,7 @@ class Engine:
             on_row: Called instead for each row that has to go its own way, with its place and what `begin` calls
                 `on_end` with. `Group.works` then has its work.
             flow: What they are part of; see `Scheduler`.
+            top_k: See `begin`.
 
         Returns:
             The group; see `Group.leave`.
@@ -323,7 +330,9 @@ class Engine:
         self._admit(rows, length, deadline, now)
         states = self._arena.rows_of(slots)
         assert not self._busy_rows[states].any(), "a slot has a step in flight"
-        group = Group(slots, states, inputs, length, outputs, deadline, now, on_end, on_row, flow)
+        group = Group(
+            slots, states, inputs, length, outputs, deadline, now, on_end, on_row, flow, top_k
+        )
         self._busy_rows[states] = True
         if returned := np.count_nonzero(self._answers[states] == self._told):
             self._patience.returned(now, int(returned))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.contract import ContractError, Golden, ModelConfig, StateTensor
+from service.contract import TOP_K, ContractError, Golden, ModelConfig, StateTensor
 from service.engine import wrap
 from service.engine.nodes import PREFIX
 from service.settings import DEFAULT_GPU, Gpu
@@ -183,6 +183,10 @@ class Runs(Protocol):
     def config(self) -> ModelConfig:
         """What it promises."""
 
+    @property
+    def takes_top_k(self) -> bool:
+        """Whether it can be told, by `TOP_K`, how many of the best to give."""
+
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run once; see `Graph.run`."""
 
@@ -217,6 +221,7 @@ class Graph:
         self._session = open_session(model, device, threads, gpu)
         self.config = config
         check_signature(self._session, config, config.state)
+        self.takes_top_k = takes_top_k(self._session, config)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run the graph once.
@@ -264,6 +269,14 @@ def check_signature(
         wanted = {name: _ELEMENT_TYPES[dtype] for name, dtype in declared.items()}
         if actual != wanted:
             raise ContractError(f"the graph's {side} are {actual}, config.json says {wanted}")
+
+
+def takes_top_k(session: ort.InferenceSession, config: ModelConfig) -> bool:
+    """Whether a loaded graph has an input `TOP_K` with a default, as its task may."""
+    return bool(config.ranked) and any(
+        (node.name, node.type, node.shape) == (TOP_K, "tensor(int64)", [1])
+        for node in session.get_overridable_initializers()
+    )
 
 
 def scratch_feeds(config: ModelConfig, batch: int, time: int) -> dict[str, Array]:

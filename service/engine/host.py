@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from service.contract import TOP_K
 from service.engine.arena import Array, Finite
 from service.engine.graph import Runs
 
@@ -67,9 +68,12 @@ class HostStates:
         self, feeds: Mapping[str, Array], wanted: Sequence[str], result: Mapping[str, Array]
     ) -> None:
         batch = feeds[self._config.inputs[0].name].shape[:2]
+        shapes = self._shapes
+        if TOP_K in feeds:
+            shapes = shapes | dict.fromkeys(self._config.ranked, tuple(feeds[TOP_K].tolist()))
         for name in wanted:
-            if result[name].shape != batch + self._shapes[name]:
-                raise _bent(name, result, batch + self._shapes[name])
+            if result[name].shape != batch + shapes[name]:
+                raise _bent(name, result, batch + shapes[name])
         for name, shape in self._state_shapes:
             if result[name].shape != batch[:1] + shape:
                 raise _bent(name, result, batch[:1] + shape)

@@ -6,12 +6,13 @@ In the engine's thread; nothing here waits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from service.contract import ModelConfig
+from service.contract import TOP_K
 from service.engine.arena import SCRATCH, Arena, Finite, Rows
+from service.engine.graph import Runs
 from service.engine.rows import block, join, keep, keep_single, pad, single
 from service.engine.shapes import Shapes
 from service.engine.work import Array, Batch, Group, Item, Outputs, apart
@@ -27,17 +28,21 @@ class Running:
     """The way from steps to a run and back.
 
     Args:
-        arena: The states and the model.
-        config: What the model promises.
+        arena: The states.
+        graph: The model that steps them.
         shapes: Shapes that batches are padded to; None runs each in its own.
         before: Called when a run is about to begin.
     """
 
     def __init__(
-        self, arena: Arena, config: ModelConfig, shapes: Shapes | None, before: Callable[[], None]
+        self, arena: Arena, graph: Runs, shapes: Shapes | None, before: Callable[[], None]
     ) -> None:
         self._arena = arena
-        self._config = config
+        self._config = config = graph.config
+        self._takes_top_k = graph.takes_top_k
+        # How many of the best there are of each ranked output.
+        sizes = {tensor.name: tensor.shape[-1] for tensor in config.outputs if tensor.shape}
+        self._ranked = {name: sizes[name] for name in config.ranked}
         self._shapes = shapes
         self._before = before
 
@@ -73,6 +78,7 @@ class Running:
         for item in items:
             end = first + item.rows
             outputs = {name: result[name][first:end, :length] for name in item.outputs}
+            outputs = self._best(item, outputs)
             ended += _ended(item, outputs, None if finite is None else finite[first:end])
             first = end
         return ended
@@ -88,7 +94,7 @@ class Running:
         feeds = {t.name: block(items, t, rows, time) for t in self._config.inputs}
         feeds[self._config.lengths] = lengths = np.full(rows, time, np.int32)
         lengths[:count] = length
-        return self._run(states, feeds, {item.outputs for item in items})
+        return self._run(states, feeds, items)
 
     @staticmethod
     def _states(item: Item) -> Rows:
@@ -115,13 +121,15 @@ class Running:
         feeds = {t.name: pad(batch, t.name, t.shape, t.dtype, rows, time) for t in config.inputs}
         lengths = batch.lengths + (time,) * (rows - len(works))
         feeds[config.lengths] = np.array(lengths, np.int32)
-        asked = {work.outputs for work in works}
         states = np.array([work.slot.index for work in works], np.int64)
-        result, finite = self._run(states, feeds, asked)
+        result, finite = self._run(states, feeds, works)
         if finite is None and single(batch):
             for work in works:
                 work.done = 1
-            return list(keep_single(batch, result))
+            return [
+                self._best(work, outputs)
+                for work, outputs in zip(works, keep_single(batch, result), strict=True)
+            ]
         outcomes: list[Outputs | Exception | None] = []
         kept = keep(batch, result)
         for row, (work, length) in enumerate(zip(works, batch.lengths, strict=True)):
@@ -129,25 +137,37 @@ class Running:
                 outcomes.append(_not_finite())
                 continue
             if (part := kept[row]) is not None:
-                work.parts += (part,)
+                work.parts += (self._best(work, part),)
             work.done += length
             outcomes.append(join(work) if work.done == work.length else None)
         return outcomes
 
     def _run(
-        self, states: Rows, feeds: dict[str, Array], asked: Iterable[tuple[str, ...]]
+        self, states: Rows, feeds: dict[str, Array], items: Sequence[Item]
     ) -> tuple[dict[str, Array], Finite]:
-        """Run the model on rows of state, filled up to the rows of `feeds`; see `Arena.run`."""
+        """Run the model on rows of state, filled up to the rows of `feeds`, for items; see `Arena.run`."""
         if fill := len(feeds[self._config.lengths]) - len(states):
             states = np.concatenate([states, np.full(fill, SCRATCH.index)])
-        names = {name for outputs in asked for name in outputs}
+        names = {name for outputs in {item.outputs for item in items} for name in outputs}
         # Order of the model's outputs.
         wanted = [tensor.name for tensor in self._config.outputs if tensor.name in names]
         if len(wanted) < len(names):
             raise KeyError(f"the model has not all of the outputs {', '.join(sorted(names))}")
+        if self._takes_top_k:
+            asked = {item.top_k for item in items}
+            most = max(self._ranked.values()) if 0 in asked else max(asked)
+            feeds[TOP_K] = np.array([most])
         self._before()
         # Every output has the shape its config says, so nothing raises after the states are written.
         return self._arena.run(states, feeds, wanted)
+
+    def _best(self, item: Item, outputs: Outputs) -> Outputs:
+        """Of ranked outputs as much as an item asked for: others of its batch may have asked for more."""
+        if item.top_k:
+            for name in self._ranked:
+                if name in outputs:
+                    outputs[name] = outputs[name][..., : item.top_k]
+        return outputs
 
 
 def _ended(item: Item, outputs: Outputs, finite: Finite) -> list[Ended]:

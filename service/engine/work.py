@@ -64,6 +64,7 @@ class Work(msgspec.Struct, eq=False):
         queued_at: Monotonic time of arrival.
         on_end: Called once with the outputs, or with the error that ended it.
         flow: What it is part of.
+        top_k: How many of the best are wanted of ranked outputs; 0 is all.
         done: Time steps applied so far.
         cancelled: Set by a caller that left. Work found cancelled is dropped before it runs.
         parts: Outputs kept so far, one dictionary a chunk.
@@ -81,6 +82,7 @@ class Work(msgspec.Struct, eq=False):
     queued_at: float
     on_end: OnEnd
     flow: Flow = ANY_FLOW
+    top_k: int = 0
     done: int = 0
     cancelled: bool = False
     parts: tuple[Outputs, ...] = ()
@@ -129,6 +131,7 @@ class Group(msgspec.Struct, eq=False):
         on_end: Called with the place of the first row and the outputs of as many as there are, (rows, T, *shape).
         on_row: Called with the place of a row that went on as a work, and what became of it, as `Work.on_end`.
         flow: What they are part of.
+        top_k: How many of the best are wanted of ranked outputs; 0 is all.
         first: Place of the first row among those that were begun together.
         left: Places of rows that are to be dropped before they run.
         works: Place of a row to its work, where it went on as one.
@@ -145,6 +148,7 @@ class Group(msgspec.Struct, eq=False):
     on_end: OnGroupEnd
     on_row: OnRowEnd
     flow: Flow = ANY_FLOW
+    top_k: int = 0
     first: int = 0
     left: set[int] = msgspec.field(default_factory=set)
     works: dict[int, Work] = msgspec.field(default_factory=dict)
@@ -206,6 +210,7 @@ class Group(msgspec.Struct, eq=False):
                 self.queued_at,
                 partial(self.on_row, place),
                 self.flow,
+                self.top_k,
                 single=self.length == 1,
                 chunk=self.length,
                 start=self.start,

@@ -213,7 +213,8 @@ def _finite(nodes: Nodes, config: ModelConfig, rings: Mapping[str, _Ring]) -> st
     nothing = nodes.constant(np.float32(0))
     for i, tensor in enumerate(config.outputs):
         if tensor.dtype in _FLOATS:
-            size = math.prod(tensor.shape)
+            # The graph may be told how many of a ranked output to give.
+            size = None if tensor.name in config.ranked else math.prod(tensor.shape)
             by_step = _zero_times(nodes, tensor.name, tensor.dtype, [0, 0, -1], size)
             by_step = nodes.add("Where", valid, by_step, nothing)
             by_row = nodes.add("ReduceSum", by_step, nodes.constant([1]), keepdims=0)

@@ -160,9 +160,10 @@ async def run_slot(
     outputs: tuple[str, ...],
     deadline: float,
     flow: Flow = ANY_FLOW,
+    top_k: int = 0,
 ) -> Outputs:
     """One step of a slot; a caller that leaves lets it drop."""
-    work, future = engine.submit(slot, chunk.arrays, chunk.keep, outputs, deadline, flow)
+    work, future = engine.submit(slot, chunk.arrays, chunk.keep, outputs, deadline, flow, top_k)
     try:
         return await future
     except asyncio.CancelledError:

@@ -22,11 +22,13 @@ class Wanted(msgspec.Struct, frozen=True, gc=False):
         stored: Outputs that make the reply, kept for a retry.
         passing: Outputs wanted once more, never stored: too large.
         deadline: Monotonic time after which the step must not start.
+        top_k: How many of the best are wanted of ranked outputs; 0 is all.
     """
 
     stored: tuple[str, ...]
     deadline: float
     passing: tuple[str, ...] = ()
+    top_k: int = 0
 
 
 class Applied(msgspec.Struct, frozen=True, gc=False):

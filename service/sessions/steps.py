@@ -63,7 +63,7 @@ class Steps:
         self._touch = touch
         self._remove = remove
         self._in_flight: set[Step | Together] = set()
-        self._layouts: dict[tuple[Engine, tuple[str, ...]], Layout] = {}
+        self._layouts: dict[tuple[Engine, tuple[str, ...], int], Layout] = {}
         # Set when the last of them ends.
         self._quiet = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -175,6 +175,7 @@ class Steps:
             wanted.deadline,
             partial(self._computed, step),
             session.flow,
+            wanted.top_k,
             goes_on=step.goes_on,
         )
         step.work.cancelled = step.left
@@ -204,7 +205,7 @@ class Steps:
         return Reply(first, step.chunk.digest(), layout, content_of(outputs))
 
     def _layout(self, engine: Engine, wanted: Wanted, outputs: Outputs) -> Layout:
-        kind = engine, wanted.stored
+        kind = engine, wanted.stored, wanted.top_k
         layout = self._layouts.get(kind)
         if layout is None:
             # Found out once for each: a model's outputs are always alike.
@@ -294,6 +295,7 @@ class Steps:
             partial(self._computed_together, together),
             partial(self._row_computed, together),
             sessions[0].flow,
+            wanted.top_k,
         )
         for session in sessions:
             session.busy = True

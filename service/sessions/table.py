@@ -219,6 +219,7 @@ class Sessions:
         outputs: tuple[str, ...],
         deadline: float,
         flow: Flow = ANY_FLOW,
+        top_k: int = 0,
     ) -> Outputs:
         """A session of one step: takes a slot, runs, gives it back.
 
@@ -228,7 +229,7 @@ class Sessions:
         """
         slot = await self.slots.take(engine)
         try:
-            return await run_slot(engine, slot, chunk, outputs, deadline, flow)
+            return await run_slot(engine, slot, chunk, outputs, deadline, flow, top_k)
         finally:
             engine.give_back(slot)
 

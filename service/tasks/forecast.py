@@ -39,6 +39,7 @@ class ForecastTask:
     outputs: tuple[str, ...] = ("mean", "quantiles")
     every_step = False
     text = False
+    candidates = 0
 
     def __init__(self, config: ModelConfig, spec: Forecast) -> None:
         (self._input,) = config.inputs

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from service import text
-from service.contract import NextWord, Tensor
+from service.contract import RANKED, NextWord, Tensor
 from service.engine.sampling import Sampling, choose, choose_of_all
 from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.protocol import Outputs
 
 _FULL = ("logits",)
+_SCORES, _INDICES = RANKED
 # Stands before a text whose past is not known.
 _SOME_WORD = "word"
 _FIRST = np.zeros(1, np.intp)
@@ -154,12 +155,22 @@ class Writer:
         """Check that there is what to choose from.
 
         Raises:
-            Invalid: All of the vocabulary is to be sampled, and the outputs to go on from do not hold it.
+            Invalid: More is to be sampled than the outputs to go on from hold.
         """
-        if any(name not in outputs for name in self.passing(sampling)):
+        there = outputs[_INDICES].shape[-1]
+        needed = 1 if sampling.temperature == 0 else sampling.top_k
+        full = all(name in outputs for name in self.passing(sampling))
+        if full and (self.passing(sampling) or needed < there):
+            return
+        if there < 2:
             raise Invalid(
-                f"going on without inputs needs top_k 1 to {self._top_k - 1}", path="$.top_k"
+                "going on without inputs needs more than the one candidate of the last step",
+                path="$.top_k",
             )
+        raise Invalid(
+            f"going on without inputs needs top_k 1 to {there - 1}; the last step gave {there} candidates",
+            path="$.top_k",
+        )
 
     def end_of(self, first: Chunk | None) -> Running:
         """Where a text stands before its first token: after a prompt, or after some word or other."""
@@ -192,7 +203,10 @@ class Writer:
             ids = choose_of_all(logits, how, uniform, self._unknown)
             scores = logits[rows, ids]
         else:
-            candidates, best = _last(outputs, "top_indices"), _last(outputs, "top_scores")
+            # Those of a step may be fewer; what is never chosen makes them up.
+            width = max(each[_INDICES].shape[-1] for each in outputs)
+            candidates = _last(_widened(outputs, _INDICES, width, -1), _INDICES)
+            best = _last(_widened(outputs, _SCORES, width, -np.inf), _SCORES)
             banned = None if self._unknown is None else candidates == self._unknown
             at = choose(best, how, uniform, banned)
             ids, scores = candidates[rows, at], best[rows, at]
@@ -234,6 +248,19 @@ class Writer:
 def _last(outputs: Sequence[Outputs], name: str) -> npt.NDArray[Any]:
     """An output at the last time step of each text, (R, *shape)."""
     return np.concatenate([each[name][-1:] for each in outputs])
+
+
+def _widened(
+    outputs: Sequence[Outputs], name: str, width: int, filler: float
+) -> Sequence[Outputs]:
+    """The same with so many candidates at the last time step of each text."""
+    if all(each[name].shape[-1] == width for each in outputs):
+        return outputs
+    rows = [each[name][-1:] for each in outputs]
+    return [
+        {name: np.pad(row, ((0, 0), (0, width - row.shape[-1])), constant_values=filler)}
+        for row in rows
+    ]
 
 
 def _until_stop(pending: str, stop: tuple[str, ...], *, last: bool) -> tuple[str, str, bool]:

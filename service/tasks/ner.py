@@ -40,6 +40,7 @@ class NerTask:
     outputs: tuple[str, ...] = ("scores",)
     every_step = True
     text = True
+    candidates = 0
 
     def __init__(self, config: ModelConfig, spec: Ner, files: Mapping[str, bytes]) -> None:
         ids = read_known(files, spec)

@@ -22,6 +22,7 @@ from service.tasks.protocol import (
     join_pieces,
     kind,
     listed,
+    top_k_of,
     words_alone,
 )
 from service.tasks.vocabulary import read_vocabulary
@@ -72,6 +73,7 @@ class NextWordTask:
         self._words = sorted(vocabulary, key=vocabulary.__getitem__)
         (self._input,) = config.inputs
         self._spec = spec
+        self.candidates = min(_DEFAULT_TOP_K, spec.top_k)
         if spec.level == "character" and any(len(token) != 1 for token in vocabulary):
             raise ContractError(f"{spec.tokenizer} has tokens of several characters")
         # Those that stay whole in any text: all, unless one has a blank in it.
@@ -176,7 +178,7 @@ class NextWordTask:
 
     def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
         """See `Task.answers`: a list of `Candidate`, the likeliest first."""
-        top_k = parameters.top_k or _DEFAULT_TOP_K
+        top_k = top_k_of(self, parameters)
         ids = outputs["top_indices"][:, :top_k]
         scores = outputs["top_scores"][:, :top_k].astype(np.float64)
         logs = scores - outputs["logsumexp"].astype(np.float64)[:, None]

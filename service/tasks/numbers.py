@@ -32,6 +32,7 @@ class LabelsTask:
     outputs: tuple[str, ...] = ("scores",)
     every_step = False
     text = False
+    candidates = 0
 
     def __init__(self, config: ModelConfig, spec: Labels) -> None:
         (self._input,) = config.inputs
@@ -100,6 +101,7 @@ class TensorsTask:
 
     every_step = False
     text = False
+    candidates = 0
 
     def __init__(self, config: ModelConfig) -> None:
         self._inputs = config.inputs

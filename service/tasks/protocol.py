@@ -57,6 +57,9 @@ class Task(Protocol):
     text: bool
     """Whether inputs are texts, which take time to be taken apart."""
 
+    candidates: int
+    """How many of the best of the model's ranked outputs an answer has by default; 0 where there are none."""
+
     def check(self, parameters: Parameters) -> None:
         """Raise `Invalid` for parameters this task cannot honour."""
 
@@ -181,6 +184,11 @@ def listed(value: Any, path: str) -> list[Any]:
     if not value:
         raise Invalid("the list is empty", path=path)
     return value
+
+
+def top_k_of(task: Task, parameters: Parameters) -> int:
+    """How many of the best an answer needs of the model's ranked outputs; 0 where there are none."""
+    return (parameters.top_k or task.candidates) if task.candidates else 0
 
 
 def check_top_k(parameters: Parameters, largest: int) -> None:

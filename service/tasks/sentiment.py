@@ -31,6 +31,7 @@ class SentimentTask:
     outputs: tuple[str, ...] = ("scores",)
     every_step = False
     text = True
+    candidates = 0
 
     def __init__(self, config: ModelConfig, spec: Sentiment, tokenizer: bytes) -> None:
         vocabulary = read_vocabulary(tokenizer, spec)

@@ -153,6 +153,45 @@ async def test_sixty_four_texts_and_single_steps_share_batches(running: Running)
     assert rows / runs > 4
 
 
+async def test_a_text_goes_on_from_as_many_candidates_as_the_last_step_gave(
+    running: Running,
+) -> None:
+    few, many = ["f0", "f1", "f2"], ["m0", "m1"]
+    await opened(running, *few, *many)
+    how = Sampling(top_k=3)
+
+    async def go_on(name: str, **changes: Any) -> Any:
+        what = body([], 6, how, 7) | changes
+        del what["inputs"]
+        return await running.http.post(f"/v1/sessions/{name}/generate", json=what)
+
+    for names, top_k in ((few, 4), (many, models.TOP_K)):
+        step = {"inputs": [5], "parameters": {"top_k": top_k}}
+        answers = await asyncio.gather(
+            *[running.http.post(f"/v1/sessions/{name}/steps", json=step) for name in names]
+        )
+        assert [len(each.json()["results"][0]) for each in answers] == [top_k] * len(names)
+    refused = await go_on("f0", top_k=4)
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid")
+    assert "top_k 1 to 3; the last step gave 4 candidates" in refused.json()["detail"]
+    written = await asyncio.gather(*[go_on(name) for name in [*few, *many]])
+    due = ledger.text([5], 6, how, 7)
+    assert [[token["id"] for token in each.json()["tokens"]] for each in written] == [due] * 5
+
+
+async def test_a_retry_has_as_many_candidates_as_the_step_had(running: Running) -> None:
+    await opened(running, "a")
+    step = {"inputs": [5], "seq": 1, "parameters": {"top_k": 2}}
+    first, again = [
+        (await running.http.post("/v1/sessions/a/steps", json=step)).json() for _ in range(2)
+    ]
+    assert first | {"duplicate": True} == again
+    assert len(again["results"][0]) == 2
+    other = step | {"parameters": {"top_k": 3}}
+    answer = await running.http.post("/v1/sessions/a/steps", json=other)
+    assert answer.json()["code"] == "payload_mismatch"
+
+
 async def batches(running: Running) -> tuple[float, float]:
     """Rows and runs of the model so far, as its metrics have them."""
     page = (await running.http.get("/metrics")).text.splitlines()

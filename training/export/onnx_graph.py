@@ -49,6 +49,15 @@ class GraphBuilder:
         self._inputs.append(helper.make_tensor_value_info(name, _ELEMENT_TYPES[dtype], shape))
         return name
 
+    def default(self, name: str, array: Array | Sequence[int]) -> str:
+        """Declare an input that has a value where none is given."""
+        tensor = numpy_helper.from_array(np.asarray(array), name)
+        self._initializers.append(tensor)
+        self._inputs.append(
+            helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
+        )
+        return name
+
     def output(self, value: str, name: str, dtype: str, shape: Sequence[int | str]) -> None:
         """Declare a value as an output and give it a name.
 

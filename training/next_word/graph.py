@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from torch import nn
 
+from service.contract import TOP_K
 from training.export.encoders import encode
 from training.export.onnx_graph import GraphBuilder, Storage, array
 from training.next_word.adaptive import AdaptiveSoftmax, Factors
@@ -17,12 +18,12 @@ def step_graph(model: LanguageModel, top_k: int, storage: Storage) -> onnx.Model
 
     Args:
         model: Trained weights.
-        top_k: K, how many of the largest scores to give.
+        top_k: K, how many of the largest scores to give if the input `top_k` does not say otherwise.
         storage: Number format of the weights in the file.
 
     Returns:
-        A model with inputs tokens (B, T), lengths (B,) and the encoder's states, and outputs logits (B, T, V),
-        top_scores and top_indices (B, T, K), logsumexp (B, T), and the next states.
+        A model with inputs tokens (B, T), lengths (B,), the encoder's states and, with a default, top_k (1,); and
+        outputs logits (B, T, V), top_scores and top_indices (B, T, K), logsumexp (B, T), and the next states.
     """
     graph = GraphBuilder(storage)
     tokens = graph.input("tokens", "int64", ["B", "T"])
@@ -125,11 +126,13 @@ def _declare_scores(
         graph.node("Reshape", part, graph.node("Concat", shape, graph.constant([width]), axis=0))
         for part, width in zip(parts, widths, strict=True)
     ]
-    logits = graph.node("Concat", *parts, axis=2)
-    top_scores, top_indices = graph.nodes("TopK", logits, graph.constant([top_k]), outputs=2)
+    # Of one part it would be a copy.
+    logits = graph.node("Concat", *parts, axis=2) if len(parts) > 1 else parts[0]
+    wanted = graph.default(TOP_K, [top_k])
+    top_scores, top_indices = graph.nodes("TopK", logits, wanted, outputs=2)
     # The scores are normalised already; their log-sum-exp is 0 but for rounding.
     logsumexp = graph.node("ConstantOfShape", shape)
     graph.output(logits, "logits", "float32", ["B", "T", sum(widths)])
-    graph.output(top_scores, "top_scores", "float32", ["B", "T", top_k])
-    graph.output(top_indices, "top_indices", "int64", ["B", "T", top_k])
+    graph.output(top_scores, "top_scores", "float32", ["B", "T", "K"])
+    graph.output(top_indices, "top_indices", "int64", ["B", "T", "K"])
     graph.output(logsumexp, "logsumexp", "float32", ["B", "T"])

@@ -238,6 +238,47 @@ async def test_going_on_from_outputs_without_logits_needs_a_small_top_k(
     assert error.value.extra == {"path": "$.top_k"}
 
 
+@pytest.mark.parametrize(
+    ("there", "sampling"), [(3, Sampling(top_k=3)), (5, Sampling(top_k=5)), (1, GREEDY)]
+)
+async def test_no_more_is_chosen_among_than_the_last_step_gave(
+    task: NextWordTask, there: int, sampling: Sampling
+) -> None:
+    """The unknown word may be one of them."""
+    last = narrowed(reference_outputs(reference_logits([THE])), there)
+    with pytest.raises(Invalid, match="candidate") as error:
+        await write(task, Model(), last, sampling=sampling)
+    assert error.value.extra == {"path": "$.top_k"}
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(top_k=1), Sampling(1.5, 2, 0.9)])
+async def test_texts_go_on_from_as_few_candidates_as_they_choose_among(
+    task: NextWordTask, sampling: Sampling
+) -> None:
+    whole = reference_outputs(reference_logits([THE]))
+    few = narrowed(whole, sampling.top_k + 1 if sampling.temperature else 2)
+    options = {"sampling": sampling, "seed": 5, "max_tokens": 4, "ignore_eos": True}
+    due = await write(task, Model(), whole, **options)
+    assert await write(task, Model(), few, **options) == due
+
+
+def test_rows_with_few_and_many_candidates_are_chosen_together(task: NextWordTask) -> None:
+    whole = reference_outputs(reference_logits([THE]))
+    how, uniform = [Sampling(2.0, 2), Sampling(2.0, 4)], np.array([0.9, 0.9])
+    apart = [task.writer.choose([whole], [each], uniform[:1], ())[0] for each in how]
+    assert task.writer.choose([narrowed(whole, 3), whole], how, uniform, ()) == apart
+
+
+def narrowed(outputs: Outputs, count: int) -> Outputs:
+    """As a step leaves them that asked for so many."""
+    ranked = ("top_indices", "top_scores")
+    return {
+        name: values[..., :count] if name in ranked else values
+        for name, values in outputs.items()
+        if name != "logits"
+    }
+
+
 # Characters.
 
 

@@ -44,8 +44,9 @@ def feeds_of(model: onnx.ModelProto) -> dict[str, Array]:
         "tokens": np.array([[3, 50, 9], [20, 0, 0]]),
         "lengths": np.array([3, 1], np.int32),
     }
+    defaults = {part.name for part in model.graph.initializer}
     for part in model.graph.input:
-        if part.name not in feeds:
+        if part.name not in feeds.keys() | defaults:
             shape = [2, *(d.dim_value for d in part.type.tensor_type.shape.dim[1:])]
             kind = onnx.helper.tensor_dtype_to_np_dtype(part.type.tensor_type.elem_type)
             feeds[part.name] = np.zeros(shape, kind)
