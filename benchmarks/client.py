@@ -33,7 +33,7 @@ _READ = 1 << 18
 # Waits shorter than that are spun: the system would wake up later.
 _SPIN_S = 30e-6
 # After the last request of an open loop; what is not sent by then is not sent any more.
-_PATIENCE_S = 10.0
+_PATIENCE_S = 5.0
 _WARM_S = 0.3
 
 

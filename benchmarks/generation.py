@@ -130,7 +130,7 @@ def measure(bench: Bench) -> dict[str, Any]:
 
 
 def _alone(bench: Bench, server: Server, model: Model) -> Row:
-    bare = model.raw.speed(GENERATIONS, model.batches(GENERATIONS), bench.seconds / 2)
+    bare = model.raw.speed(GENERATIONS, model.batches(GENERATIONS, whole=True), bench.seconds / 2)
     source = Generations(model)
     cpu = server.cpu_s
     run = closed(server.port, [(source, GENERATIONS)], 2 * bench.seconds)

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import frames, sessions
 from benchmarks.bench import Bench
 from benchmarks.client import closed, percentiles
-from benchmarks.frames import beside, middle
+from benchmarks.frames import beside, middle, of_file
 from benchmarks.models import GRU, LSTM, NAMES
 from benchmarks.server import Server, application
 from benchmarks.sources import Plain, Same, Steps, players, post
@@ -41,10 +41,13 @@ def _turn(bench: Bench, server: Server, echo: Server, model: Model) -> list[Row]
         count: model.raw.speed(count, model.batches(count), bench.seconds / 2)
         for count in sorted({min(count * size, 64) for count, size in SHAPES})
     }
+    whole = model.raw.speed(64, model.batches(64, whole=True), bench.seconds / 2)
     floor = echoes(bench, echo)
     rows = []
     for count, size in SHAPES:
         row = beside(steps(bench, server, model, count, size), raw[min(count * size, 64)])
+        if (count, size) == (64, 1):
+            row |= of_file(row, whole)
         row["echo_ratio"] = row["steps_s"] / floor["steps_s"]
         row["echo_cpu_ratio"] = floor["server_cpu_us"] / row["server_cpu_us"]
         rows.append(row)

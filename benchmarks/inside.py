@@ -183,14 +183,16 @@ async def _engines(model: Model, engine: Engine, size: int, count: int) -> Crews
         inputs = _inputs(model, first, size)
 
         def begin(at: int, on_end: OnEnd) -> None:
-            engine.begin_group(mine, inputs(at), outputs, _FOREVER, on_end, _failed)
+            engine.begin_group(
+                mine, inputs(at), outputs, _FOREVER, on_end, _failed, top_k=model.top_k
+            )
 
         def begin_alone(at: int, on_end: OnEnd) -> None:
             def end(outcome: Any) -> None:
                 on_end(0, {name: values[None] for name, values in outcome.items()})
 
             one = {name: values[0] for name, values in inputs(at).items()}
-            engine.begin(mine[0], one, _END, outputs, _FOREVER, end)
+            engine.begin(mine[0], one, _END, outputs, _FOREVER, end, top_k=model.top_k)
 
         return Crew(tapes, begin if size > 1 else begin_alone)
 
@@ -204,7 +206,7 @@ async def _engines(model: Model, engine: Engine, size: int, count: int) -> Crews
 
 async def _sessions(model: Model, engine: Engine, sessions: Sessions, count: int) -> Crews:
     """One crew of sessions as the service has them, with `seq` and the journal."""
-    wanted = Wanted(model.raw.outputs, _FOREVER)
+    wanted = Wanted(model.raw.outputs, _FOREVER, top_k=model.top_k)
     opened = [(await sessions.create(engine, "benchmark", 60.0))[0] for _ in range(count)]
     for session in opened:
         # Only a session with its state at hand can step with others.

@@ -22,6 +22,8 @@ directory = Path(os.environ["PLAIN_MODEL"])
 config = json.loads((directory / "config.json").read_text())
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
+# That an input has a default is worth a warning to it.
+options.log_severity_level = 3
 model = onnxruntime.InferenceSession(
     directory / "model.onnx", options, providers=["CPUExecutionProvider"]
 )
@@ -60,6 +62,8 @@ async def step(request: StepRequest) -> dict[str, Any]:
     value = vocabulary[request.input] if of_words else request.input
     tensor = np.array([[value]], config["inputs"][0]["dtype"])
     feeds = {config["inputs"][0]["name"]: tensor, "lengths": np.ones(1, np.int32), **state}
+    if of_words:
+        feeds["top_k"] = np.array([5])
     result = model.run(outputs + state_outputs, feeds)
     sessions[request.session] = dict(zip(state_names, result[-len(state_names) :], strict=True))
     if of_words:

@@ -59,6 +59,8 @@ class Raw:
         self.path = directory / file
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        # That an input has a default is worth a warning to it.
+        options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(
             self.path, options, providers=["CPUExecutionProvider"]

@@ -14,12 +14,15 @@ import numpy.typing as npt
 import onnxruntime
 
 from benchmarks.raw import Array, Arrays, Raw
-from service.contract import NextWord
+from service.contract import TOP_K, NextWord
 
 TAPES, CHUNK = 4, 64
 # Largest difference from ONNX Runtime's own answer in another batch, of probabilities and of numbers about 0.1.
 TOLERANCE = 1e-4
-TOP_K = 5
+# Candidates that a client asks for, and gets by default.
+ASKED = 5
+# Of a bare loop, to go round in.
+_STEPS = 64
 # Kept of every answer, so that words of nearly equal score are found in either order.
 _CANDIDATES = 64
 
@@ -144,12 +147,23 @@ class Model:
         """Whether it predicts words, and so can generate."""
         return isinstance(self.raw.config.task, NextWord)
 
-    def batches(self, batch: int, count: int = 64) -> list[Arrays]:
-        """Feeds (B, 1, *shape) of the first steps of `batch` sessions."""
+    @property
+    def top_k(self) -> int:
+        """How many candidates a client asks for; 0 of a model that has none."""
+        return ASKED if self.of_words else 0
+
+    def batches(self, batch: int, *, whole: bool = False) -> list[Arrays]:
+        """Feeds (B, 1, *shape) of the first steps of `batch` sessions.
+
+        Args:
+            batch: B.
+            whole: Whether all candidates that the file gives are wanted, instead of those that a client asks for.
+        """
         tapes = [self.tapes[i % TAPES] for i in range(batch)]
+        more = {} if whole or not self.top_k else {TOP_K: np.array([self.top_k])}
         return [
-            {self.input: np.stack([tape.arrays[at] for tape in tapes])[:, None]}
-            for at in range(count)
+            {self.input: np.stack([tape.arrays[at] for tape in tapes])[:, None], **more}
+            for at in range(_STEPS)
         ]
 
 

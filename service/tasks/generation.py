@@ -250,9 +250,7 @@ def _last(outputs: Sequence[Outputs], name: str) -> npt.NDArray[Any]:
     return np.concatenate([each[name][-1:] for each in outputs])
 
 
-def _widened(
-    outputs: Sequence[Outputs], name: str, width: int, filler: float
-) -> Sequence[Outputs]:
+def _widened(outputs: Sequence[Outputs], name: str, width: int, filler: float) -> Sequence[Outputs]:
     """The same with so many candidates at the last time step of each text."""
     if all(each[name].shape[-1] == width for each in outputs):
         return outputs

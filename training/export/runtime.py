@@ -30,6 +30,8 @@ class LoadedGraph:
     def __init__(self, model: bytes, config: ModelConfig, *, as_written: bool = False) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        # That an input has a default is worth a warning to it.
+        options.log_severity_level = 3
         if as_written:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = onnxruntime.InferenceSession(
