@@ -75,8 +75,9 @@ def _step_once(server: Server, them: Sequence[Player], steps: int) -> list[Reply
 class _Once(Steps):
     """Each session sends one request."""
 
-    def done(self, tag: Any, response: bytes) -> None:
+    def done(self, tag: Player, response: bytes) -> None:
         """See `Source`."""
+        tag.at += self.size
 
 
 def _speed(bench: Bench, server: Server, model: Model, many: int) -> dict[str, float]:
