@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.contract import ContractError, ModelConfig
+from service.contract import TOP_K, ContractError, ModelConfig
 from service.engine import wrap
 from service.engine.arena import Array, Finite
 from service.engine.decompose import step_cells
@@ -270,7 +270,11 @@ class _Bound:
         if binding is None:
             binding = self._bindings[key] = self.bind()
         for name, array in feeds.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+            if name == TOP_K:
+                # It has a default, and what has one is bound as a value only.
+                binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+            else:
+                binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name in wanted:
             # Anew each time: else the run would be given the array of the run before, of perhaps another shape.
             binding.bind_output(name, "cpu")

@@ -13,6 +13,7 @@ from service.contract import (
     CONFIG_FILE,
     GOLDEN_FILE,
     MODEL_FILE,
+    TOP_K,
     ContractError,
     ModelConfig,
     StateTensor,
@@ -164,6 +165,40 @@ def test_it_runs_like_a_graph_of_its_own() -> None:
     assert list(actual) == names
     for name in names:
         assert np.array_equal(actual[name], expected[name])
+
+
+def test_a_graph_gives_as_many_of_the_best_as_it_is_asked_for() -> None:
+    graph = BoundGraph(*shipped("next-word-transformer"))
+    assert graph.takes_top_k
+    wanted = ["top_scores", "top_indices"]
+    found = {}
+    for count in (64, 5, 1, 64):
+        states = graph.states(3)
+        for row in (1, 2, 3):
+            states.reset(row)
+        feeds = feeds_of(graph.config, 3, 1)
+        feeds["tokens"][:] = [[5], [6], [7]]
+        result, finite = states.run(np.array([1, 2, 3]), feeds | {TOP_K: np.array([count])}, wanted)
+        assert finite is None
+        whole = found.setdefault("whole", result)
+        for name in wanted:
+            assert result[name].tobytes() == whole[name][..., :count].tobytes()
+            assert result[name].shape == (3, 1, count)
+
+
+def test_what_is_not_finite_among_few_of_the_best_is_found() -> None:
+    content, config = shipped("next-word-transformer")
+    states = BoundGraph(content, config).states(2)
+    for row in (1, 2):
+        states.reset(row)
+    bad = states.read(2)
+    bad["keys_0"][:] = np.nan
+    bad["count"][...] = 3
+    states.write(2, bad)
+    feeds = feeds_of(config, 2, 1) | {TOP_K: np.array([2])}
+    finite = states.run(np.array([1, 2]), feeds, ["top_scores"])[1]
+    assert finite is not None
+    assert finite.tolist() == [True, False]
 
 
 def test_a_graph_that_is_not_what_its_config_says_is_refused() -> None:
