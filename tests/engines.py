@@ -220,6 +220,10 @@ class RemoteJournal(MemoryJournal):
         await self._answered("fence")
         return result
 
+    def commit_now(self, entries: Sequence[Entry]) -> Sequence[bool] | None:
+        """It has to be waited for."""
+        return None
+
     async def commit(self, entries: Sequence[Entry]) -> Sequence[bool]:
         await self._called("commit")
         result = await super().commit(entries)

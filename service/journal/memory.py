@@ -84,6 +84,10 @@ class MemoryJournal:
         """See `Journal.commit`."""
         return [self._commit(entry) for entry in entries]
 
+    def commit_now(self, entries: Sequence[Entry]) -> Sequence[bool] | None:
+        """See `Journal.commit_now`."""
+        return [self._commit(entry) for entry in entries]
+
     def _commit(self, entry: Entry) -> bool:
         kept = self._sessions.get(entry.session)
         if kept is None or kept.epoch != entry.epoch or kept.seq != entry.reply.first - 1:

@@ -193,6 +193,9 @@ class Journal(Protocol):
     async def commit(self, entries: Sequence[Entry]) -> Sequence[bool]:
         """Commit a group, each entry by itself: True when epoch and seq were the stored ones."""
 
+    def commit_now(self, entries: Sequence[Entry]) -> Sequence[bool] | None:
+        """As `commit`, of a store that nobody has to wait for; None of any other, and nothing is done."""
+
     async def snapshot(self, session: str, epoch: int, snapshot: Snapshot) -> bool:
         """Set the snapshot and drop the log up to it; False when fenced or not at the committed seq."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from service.errors import SessionFenced
 from service.journal.protocol import Entry, Journal
@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 OnCommit = Callable[[Exception | None], None]
 OnCommits = Callable[[list[Exception | None]], None]
+_Parts = list[tuple[list[Entry], OnCommits]]
 
 
 class GroupCommit:
@@ -24,7 +25,7 @@ class GroupCommit:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._waiting: list[tuple[list[Entry], OnCommits]] = []
+        self._waiting: _Parts = []
         self._flushes: set[asyncio.Task[None]] = set()
 
     def add(self, entry: Entry, on_commit: OnCommit) -> None:
@@ -46,25 +47,30 @@ class GroupCommit:
 
     def _start_flush(self) -> None:
         group, self._waiting = self._waiting, []
-        flush = asyncio.create_task(self._flush(group))
+        entries = [entry for part, _ in group for entry in part]
+        try:
+            committed = self._journal.commit_now(entries)
+        except Exception as error:
+            self._end(group, [error] * len(entries))
+            return
+        if committed is not None:
+            self._end(group, _outcomes(entries, committed))
+            return
+        flush = asyncio.create_task(self._flush(group, entries))
         self._flushes.add(flush)
         flush.add_done_callback(self._flushes.discard)
 
-    async def _flush(self, group: list[tuple[list[Entry], OnCommits]]) -> None:
-        entries = [entry for part, _ in group for entry in part]
-        outcomes: list[Exception | None]
+    async def _flush(self, group: _Parts, entries: list[Entry]) -> None:
         try:
             committed = await self._journal.commit(entries)
         except Exception as error:
             # The store failed: every caller of the group has to know.
-            outcomes = [error] * len(entries)
+            self._end(group, [error] * len(entries))
         else:
-            outcomes = [
-                None
-                if done
-                else SessionFenced(f"session {entry.session} was taken by another owner")
-                for entry, done in zip(entries, committed, strict=True)
-            ]
+            self._end(group, _outcomes(entries, committed))
+
+    @staticmethod
+    def _end(group: _Parts, outcomes: list[Exception | None]) -> None:
         first = 0
         for part, on_commit in group:
             end = first + len(part)
@@ -74,3 +80,10 @@ class GroupCommit:
                 # A fault of ours; the others of the group are to hear of theirs.
                 log.exception("the end of a commit failed")
             first = end
+
+
+def _outcomes(entries: Sequence[Entry], committed: Sequence[bool]) -> list[Exception | None]:
+    return [
+        None if done else SessionFenced(f"session {entry.session} was taken by another owner")
+        for entry, done in zip(entries, committed, strict=True)
+    ]
