@@ -155,22 +155,17 @@ class Writer:
         """Check that there is what to choose from.
 
         Raises:
-            Invalid: More is to be sampled than the outputs to go on from hold.
+            Invalid: All of the vocabulary is to be sampled, and the outputs to go on from do not hold it; or all they
+                hold is the unknown token.
         """
-        there = outputs[_INDICES].shape[-1]
-        needed = 1 if sampling.temperature == 0 else sampling.top_k
-        full = all(name in outputs for name in self.passing(sampling))
-        if full and (self.passing(sampling) or needed < there):
-            return
-        if there < 2:
+        if any(name not in outputs for name in self.passing(sampling)):
             raise Invalid(
-                "going on without inputs needs more than the one candidate of the last step",
-                path="$.top_k",
+                f"going on without inputs needs top_k 1 to {self._top_k - 1}", path="$.top_k"
             )
-        raise Invalid(
-            f"going on without inputs needs top_k 1 to {there - 1}; the last step gave {there} candidates",
-            path="$.top_k",
-        )
+        if (outputs[_INDICES][-1] == self._unknown).all():
+            raise Invalid(
+                "the last step gave one candidate, the unknown word; to go on without inputs, ask a step for more"
+            )
 
     def end_of(self, first: Chunk | None) -> Running:
         """Where a text stands before its first token: after a prompt, or after some word or other."""

@@ -238,17 +238,23 @@ async def test_going_on_from_outputs_without_logits_needs_a_small_top_k(
     assert error.value.extra == {"path": "$.top_k"}
 
 
-@pytest.mark.parametrize(
-    ("there", "sampling"), [(3, Sampling(top_k=3)), (5, Sampling(top_k=5)), (1, GREEDY)]
-)
-async def test_no_more_is_chosen_among_than_the_last_step_gave(
-    task: NextWordTask, there: int, sampling: Sampling
+async def test_the_unknown_word_is_no_candidate_to_go_on_from(task: NextWordTask) -> None:
+    last = narrowed(reference_outputs(reference_logits([THE])), 1)
+    last["top_indices"][...] = UNKNOWN
+    with pytest.raises(Invalid, match="ask a step for more"):
+        await write(task, Model(), last, sampling=GREEDY)
+
+
+@pytest.mark.parametrize("there", [1, 2, 5])
+async def test_the_first_token_is_one_of_those_that_the_last_step_gave(
+    task: NextWordTask, there: int
 ) -> None:
-    """The unknown word may be one of them."""
-    last = narrowed(reference_outputs(reference_logits([THE])), there)
-    with pytest.raises(Invalid, match="candidate") as error:
-        await write(task, Model(), last, sampling=sampling)
-    assert error.value.extra == {"path": "$.top_k"}
+    whole = reference_outputs(reference_logits([THE]))
+    few = narrowed(whole, there)
+    hot = Sampling(temperature=50.0, top_k=TOP_K - 1)
+    options = {"sampling": hot, "max_tokens": 1, "ignore_eos": True}
+    found = {(await write(task, Model(), few, seed=seed, **options))[0].id for seed in range(60)}
+    assert found == set(few["top_indices"][0].tolist()) - {UNKNOWN}
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(top_k=1), Sampling(1.5, 2, 0.9)])
@@ -269,7 +275,7 @@ def test_rows_with_few_and_many_candidates_are_chosen_together(task: NextWordTas
     assert task.writer.choose([narrowed(whole, 3), whole], how, uniform, ()) == apart
 
 
-def narrowed(outputs: Outputs, count: int) -> Outputs:
+def narrowed(outputs: Outputs, count: int) -> dict[str, np.ndarray]:
     """As a step leaves them that asked for so many."""
     ranked = ("top_indices", "top_scores")
     return {
