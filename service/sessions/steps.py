@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from service.engine.engine import Engine, settle
-from service.errors import SessionBusy, SessionFenced, StepCancelled, UnknownSession
+from service.errors import (
+    PayloadMismatch,
+    SessionBusy,
+    SessionFenced,
+    StepCancelled,
+    UnknownSession,
+)
 from service.journal.protocol import (
     Entry,
     Journal,
@@ -125,7 +131,7 @@ class Steps:
         check_idle(session, held=held)
         step = Step(session, chunk, wanted, seq, on_end)
         step.goes_on = goes_on
-        retry = find_retry(session, seq, chunk)
+        retry = _retry(step)
         if retry is not None:
             self._touch((session,))
             on_end(self._duplicate(session, retry))
@@ -148,7 +154,7 @@ class Steps:
             await self._wake(session)
             # The journal may know more than this process did: a commit that was reported failed, or another
             # owner's. So the question is asked again.
-            retry = find_retry(session, step.seq, step.chunk)
+            retry = _retry(step)
             if retry is None:
                 self._submit(step)
                 return
@@ -405,6 +411,25 @@ class Steps:
         self._in_flight.discard(step)
         if not self._in_flight:
             self._quiet.set()
+
+
+def _retry(step: Step) -> Reply | None:
+    """See `find_retry`; also raises `PayloadMismatch` if the reply has fewer candidates than are wanted now."""
+    session, wanted = step.session, step.wanted
+    retry = find_retry(session, step.seq, step.chunk)
+    if retry is None:
+        return None
+    config = session.engine.config
+    most = {tensor.name: tensor.shape[-1] for tensor in config.outputs if tensor.shape}
+    for name in set(wanted.stored).intersection(config.ranked):
+        there, due = retry.outputs[name].shape[-1], wanted.top_k or most[name]
+        if there < due:
+            raise PayloadMismatch(
+                f"the request at seq {retry.first} was answered with the best {there}, not {due}; send it as it was",
+                committed=session.seq,
+                expected=session.seq + 1,
+            )
+    return retry
 
 
 def _rows(arrays: Outputs) -> list[bytes]:
