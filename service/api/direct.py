@@ -18,8 +18,8 @@ import msgspec
 from service.api import http
 from service.api.context import TENANT, Context
 from service.api.middleware import Answered, Requests
-from service.api.schema import AnyStepsAnswer, StepsRequest
-from service.api.stepping import Asked, prepare, steps_answers
+from service.api.schema import AnyStepsAnswer, StepsAnswer, StepsRequest
+from service.api.stepping import Asked, each_answered, prepare, steps_answers
 from service.api.together import Turn
 from service.engine.engine import Engine
 from service.errors import Overloaded, ServiceError
@@ -50,6 +50,10 @@ _Done = tuple["Exchange", Asked, Applied]
 _JSON = "content-type: application/json\r\n"
 _decode = msgspec.json.Decoder(StepsRequest).decode
 _write = msgspec.json.Encoder().encode
+
+
+def _answers(steps: Sequence[_Done]) -> list[StepsAnswer]:
+    return steps_answers([(exchange.session_id, asked, a) for exchange, asked, a in steps])
 
 
 class DirectSteps:
@@ -125,20 +129,14 @@ class DirectSteps:
         for each in done:
             by.setdefault((each[1].task, each[1].parameters), []).append(each)
         for steps in by.values():
-            self._answer_group(steps)
-
-    def _answer_group(self, steps: list[_Done]) -> None:
-        try:
-            answers = steps_answers([(e.session_id, p, a) for e, p, a in steps])
-        except Exception as error:
-            # A fault of ours; the callers get an answer all the same, and those it does not concern a good one.
-            if len(steps) == 1:
-                steps[0][0].fail(error)
-                return
-            for each in steps:
-                self._answer_group([each])
-            return
-        self.answered([exchange for exchange, _, _ in steps], answers)
+            callers, answers = [], []
+            for (exchange, _, _), answer in each_answered(steps, _answers):
+                if isinstance(answer, Exception):
+                    exchange.fail(answer)
+                else:
+                    callers.append(exchange)
+                    answers.append(answer)
+            self.answered(callers, answers)
 
     def refuse(self, exchange: Exchange) -> None:
         """Answer a request that found its model's queue full, together with others like it."""

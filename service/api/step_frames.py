@@ -13,7 +13,13 @@ from service import logs
 from service.api import http
 from service.api.context import TENANT, Context
 from service.api.schema import AnyStepsAnswer, StepFrame, StepOf
-from service.api.stepping import Asked, packed_answers, prepare, steps_answers
+from service.api.stepping import (
+    Asked,
+    each_answered,
+    packed_answers,
+    prepare,
+    steps_answers,
+)
 from service.api.together import Turn
 from service.engine.engine import Engine
 from service.errors import Invalid, ServiceError, SessionBusy, TooLarge
@@ -24,6 +30,7 @@ from service.tasks.protocol import Parameters, Task
 log = logging.getLogger(__name__)
 
 Problem = Callable[[ServiceError], dict[str, Any]]
+_Ended = tuple[int, Asked, Applied]
 """Makes the problem document of an error, and counts it."""
 
 
@@ -94,7 +101,7 @@ class Steps:
         self._on_end = on_end
         self._replies: list[Any] = [None] * len(frame.steps)
         self._missing = len(frame.steps)
-        self._applied: list[tuple[int, Asked, Applied]] = []
+        self._applied: list[_Ended] = []
         self._steps: list[Step] = []
         self._togethers: list[tuple[Together, range]] = []
         # Those that look for a session which is not at hand.
@@ -226,24 +233,17 @@ class Steps:
         for at, (_, asked, _) in enumerate(self._applied):
             alike.setdefault((asked.task, asked.parameters, asked.packed), []).append(at)
         for places in alike.values():
-            self._answer_together([self._applied[at] for at in places])
+            ended = [self._applied[at] for at in places]
+            for (number, _, _), answer in each_answered(ended, self._answers):
+                if isinstance(answer, Exception):
+                    self._refuse(number, answer)
+                else:
+                    self._replies[number] = answer
 
-    def _answer_together(self, ended: list[tuple[int, Asked, Applied]]) -> None:
-        ids = [self._frame.steps[number].session for number, _, _ in ended]
-        try:
-            answers = packed_answers if ended[0][1].packed else steps_answers
-            replies: Sequence[AnyStepsAnswer] = answers(
-                [
-                    (name, asked, applied)
-                    for name, (_, asked, applied) in zip(ids, ended, strict=True)
-                ]
-            )
-        except Exception as error:
-            if len(ended) == 1:
-                self._refuse(ended[0][0], error)
-                return
-            for each in ended:
-                self._answer_together([each])
-            return
-        for (number, _, _), reply in zip(ended, replies, strict=True):
-            self._replies[number] = reply
+    def _answers(self, ended: Sequence[_Ended]) -> Sequence[AnyStepsAnswer]:
+        """Of steps that are alike."""
+        answers = packed_answers if ended[0][1].packed else steps_answers
+        steps = self._frame.steps
+        return answers(
+            [(steps[number].session, asked, applied) for number, asked, applied in ended]
+        )

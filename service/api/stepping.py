@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -18,6 +18,9 @@ from service.sessions.session import Chunk, Session, checked_id
 from service.sessions.step import Applied, Wanted
 from service.tasks import packed
 from service.tasks.protocol import Parameters, Task, chunk_of, chunk_of_steps, top_k_of
+
+Ended = TypeVar("Ended")
+Answer = TypeVar("Answer")
 
 
 async def open_session(
@@ -172,6 +175,18 @@ def packed_answers(steps: Sequence[tuple[str, Asked, Applied]]) -> list[PackedSt
         )
         for session_id, asked, applied in steps
     ]
+
+
+def each_answered(
+    steps: Sequence[Ended], answers: Callable[[Sequence[Ended]], Sequence[Answer]]
+) -> list[tuple[Ended, Answer | Exception]]:
+    """Answer steps together; should that raise, each alone, so that only the guilty one has no answer."""
+    try:
+        return list(zip(steps, answers(steps), strict=True))
+    except Exception as error:
+        if len(steps) == 1:
+            return [(steps[0], error)]
+    return [pair for each in steps for pair in each_answered([each], answers)]
 
 
 async def step(
