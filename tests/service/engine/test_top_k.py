@@ -93,7 +93,8 @@ async def test_of_steps_in_one_batch_each_has_as_many_as_it_wants(
             same(await job, whole, count)
         for found in await group:
             same(found, whole, 2)
-        assert [len(run.lengths) for run in graph.runs] == [8]
+        # A longer text may be cut into chunks.
+        assert {len(run.lengths) for run in graph.runs} == {8}
 
 
 async def test_the_model_is_asked_for_as_many_as_the_batch_needs(tmp_path: Path) -> None:
