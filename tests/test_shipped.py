@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from service.contract import CONFIG_FILE, decode_config
+from service.contract import CONFIG_FILE, MODEL_FILE, NextWord, decode_config
+from service.engine.graph import Graph
 from training.config import TrainedRun
 from training.export.variants import STEPS, accept
 from training.runs import load
@@ -46,3 +47,15 @@ def test_variants_are_those_that_the_configurations_ask_for() -> None:
         for variant in found.variants:
             accept(name, variant, found.provenance.metrics)
             assert min(part.steps for part in variant.drift) == STEPS
+
+
+def test_language_models_can_be_asked_for_few_candidates() -> None:
+    found = []
+    for name in shipped():
+        directory = ROOT / "exported" / name / "1"
+        config = decode_config((directory / CONFIG_FILE).read_bytes())
+        for file in (MODEL_FILE, *(variant.file for variant in config.variants)):
+            if isinstance(config.task, NextWord):
+                assert Graph((directory / file).read_bytes(), config).takes_top_k, (name, file)
+                found.append(name)
+    assert len(set(found)) == 3
