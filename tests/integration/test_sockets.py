@@ -53,8 +53,7 @@ class Raw:
         self.writer.close()
 
 
-async def connected(running: Running, more: bytes = b"") -> Raw:
-    """A socket; `more` is sent with the request that opens it."""
+async def connected(running: Running) -> Raw:
     reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
     writer.write(
         b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -62,8 +61,6 @@ async def connected(running: Running, more: bytes = b"") -> Raw:
     )
     head = await reader.readuntil(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101"), head
-    if more:
-        writer.write(more)
     return Raw(reader, writer)
 
 
@@ -104,6 +101,20 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What the service has read of its sockets, piece by piece; first the request that opens one."""
+    found: list[bytes] = []
+    original = SocketProtocol.data_received
+
+    def note(self: SocketProtocol, data: bytes) -> None:
+        original(self, data)
+        found.append(data)
+
+    monkeypatch.setattr(SocketProtocol, "data_received", note)
+    return found
+
+
 @pytest.mark.parametrize("padding", [0, 60, 100, 1000, 60_000])
 async def test_a_message_that_comes_whole_is_not_parsed(
     running: Running, parsed: list[int], padding: int
@@ -117,7 +128,9 @@ async def test_a_message_that_comes_whole_is_not_parsed(
     assert parsed.count(TEXT) <= 1
 
 
-async def test_every_cut_of_messages_gives_the_same_answers(running: Running) -> None:
+async def test_every_cut_of_messages_gives_the_same_answers(
+    running: Running, reads: list[bytes]
+) -> None:
     """Whatever comes in pieces, or together, goes to the parser; and what comes whole after it does not."""
     frames = [
         masked(TEXT, asked(1)),
@@ -129,13 +142,16 @@ async def test_every_cut_of_messages_gives_the_same_answers(running: Running) ->
     data = b"".join(frames)
     chance = random.Random(5)
     async with await connected(running) as raw:
+        await running.until(lambda: len(reads) == 1)
+        reads.clear()
+        sent = 0
         for _ in range(60):
             cuts = sorted(chance.sample(range(1, len(data)), chance.randint(0, 4)))
             for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
                 raw.writer.write(data[start:end])
-                await raw.writer.drain()
-                for _ in range(chance.randint(0, 3)):
-                    await asyncio.sleep(0)
+                sent += end - start
+                # Else the next piece may come with it.
+                await running.until(lambda: sum(map(len, reads)) == sent)
             found = [await raw.frame() for _ in range(4)]
             assert [content for opcode, content in found if opcode == PONG] == [b"are you there"]
             ids = [json.loads(content)["id"] for opcode, content in found if opcode == TEXT]
@@ -210,7 +226,3 @@ def test_what_is_missing_of_the_last_frame_is_known_whatever_the_cut(
             assert cut + missing in (0, *ends)
             assert sockets._missing_after(data[cut:], missing) == 0
     assert sockets._missing_after(data, 0) == 0
-
-
-def test_the_protocol_is_the_one_that_reads_by_hand() -> None:
-    assert SocketProtocol.data_received.__module__ == sockets.__name__

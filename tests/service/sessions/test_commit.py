@@ -24,9 +24,23 @@ class CountedJournal(RemoteJournal):
         return await super().commit(entries)
 
 
-@pytest.fixture
-async def journal() -> CountedJournal:
-    journal = CountedJournal()
+class JournalAtHand(CountedJournal):
+    """Commits without being waited for."""
+
+    def commit_now(self, entries: Sequence[Entry]) -> Sequence[bool]:
+        self.groups.append(len(entries))
+        if "commit" in self.fails:
+            self.fails.discard("commit")
+            raise ConnectionError
+        return [self._commit(each) for each in entries]
+
+    async def commit(self, entries: Sequence[Entry]) -> Sequence[bool]:
+        raise AssertionError("nobody has to wait for it")
+
+
+@pytest.fixture(params=[CountedJournal, JournalAtHand])
+async def journal(request: pytest.FixtureRequest) -> CountedJournal:
+    journal: CountedJournal = request.param()
     for session in "abc":
         await journal.create(Identity(session, "t", "m", 1, ttl_s=1.0, created_at=0.0))
     return journal
