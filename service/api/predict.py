@@ -49,7 +49,7 @@ async def _predict(context: Context, served: Served, body: PredictRequest) -> li
     chunks = [task.whole(value, f"$.inputs[{i}]") for i, value in enumerate(body.inputs)]
     context.check_length(sum(chunk.length for chunk in chunks))
     context.check_whole(served, max(chunk.length for chunk in chunks))
-    flow, top_k = flow_of(TENANT, "once", body.priority), top_k_of(task, body.parameters)
+    flow, top_k = flow_of(TENANT, "once", body.priority), top_k_of(task.candidates, body.parameters)
     outputs = await http.gathered(
         [
             context.sessions.run_once(served.engine, chunk, task.outputs, deadline, flow, top_k)

@@ -112,7 +112,9 @@ def wanted_of(
     timeout_s: float | None,
 ) -> Wanted:
     """What is wanted back of inputs: to packed ones all that the model gives."""
-    top_k = 0 if isinstance(inputs, bytes) else top_k_of(task, parameters)
+    top_k = 0
+    if not isinstance(inputs, bytes):
+        top_k = max(top_k_of(task.candidates, parameters), task.candidates.kept)
     return Wanted(task.outputs, context.deadline(timeout_s), top_k=top_k)
 
 

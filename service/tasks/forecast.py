@@ -13,6 +13,7 @@ from service.contract import Forecast, ModelConfig, Tensor
 from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.protocol import (
+    NO_CANDIDATES,
     Outputs,
     Parameters,
     chunk_of,
@@ -39,7 +40,7 @@ class ForecastTask:
     outputs: tuple[str, ...] = ("mean", "quantiles")
     every_step = False
     text = False
-    candidates = 0
+    candidates = NO_CANDIDATES
 
     def __init__(self, config: ModelConfig, spec: Forecast) -> None:
         (self._input,) = config.inputs

@@ -155,16 +155,11 @@ class Writer:
         """Check that there is what to choose from.
 
         Raises:
-            Invalid: All of the vocabulary is to be sampled, and the outputs to go on from do not hold it; or all they
-                hold is the unknown token.
+            Invalid: All of the vocabulary is to be sampled, and the outputs to go on from do not hold it.
         """
         if any(name not in outputs for name in self.passing(sampling)):
             raise Invalid(
                 f"going on without inputs needs top_k 1 to {self._top_k - 1}", path="$.top_k"
-            )
-        if (outputs[_INDICES][-1] == self._unknown).all():
-            raise Invalid(
-                "the last step gave one candidate, the unknown word; to go on without inputs, ask a step for more"
             )
 
     def end_of(self, first: Chunk | None) -> Running:

@@ -17,7 +17,14 @@ from service.contract import ModelConfig, Ner, Tensor
 from service.entities import Chain, Entity, WordNumbers, places
 from service.errors import Invalid
 from service.sessions.session import Chunk
-from service.tasks.protocol import Outputs, Parameters, join_pieces, kind, words_alone
+from service.tasks.protocol import (
+    NO_CANDIDATES,
+    Outputs,
+    Parameters,
+    join_pieces,
+    kind,
+    words_alone,
+)
 from service.tasks.vocabulary import read_known
 from service.text import composed
 
@@ -40,7 +47,7 @@ class NerTask:
     outputs: tuple[str, ...] = ("scores",)
     every_step = True
     text = True
-    candidates = 0
+    candidates = NO_CANDIDATES
 
     def __init__(self, config: ModelConfig, spec: Ner, files: Mapping[str, bytes]) -> None:
         ids = read_known(files, spec)

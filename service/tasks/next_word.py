@@ -16,6 +16,7 @@ from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.generation import Writer
 from service.tasks.protocol import (
+    Candidates,
     Outputs,
     Parameters,
     check_top_k,
@@ -28,6 +29,8 @@ from service.tasks.protocol import (
 from service.tasks.vocabulary import read_vocabulary
 
 _DEFAULT_TOP_K = 5
+# The first token of a text that goes on from a step is one of these.
+_KEPT = 16
 _INTEGERS = frozenset((int,))
 _TEXTS = frozenset((str,))
 # Characters of an unknown word that an error repeats.
@@ -73,7 +76,7 @@ class NextWordTask:
         self._words = sorted(vocabulary, key=vocabulary.__getitem__)
         (self._input,) = config.inputs
         self._spec = spec
-        self.candidates = min(_DEFAULT_TOP_K, spec.top_k)
+        self.candidates = Candidates(min(_DEFAULT_TOP_K, spec.top_k), min(_KEPT, spec.top_k))
         if spec.level == "character" and any(len(token) != 1 for token in vocabulary):
             raise ContractError(f"{spec.tokenizer} has tokens of several characters")
         # Those that stay whole in any text: all, unless one has a blank in it.
@@ -178,7 +181,7 @@ class NextWordTask:
 
     def answers(self, inputs: Sequence[Any], outputs: Outputs, parameters: Parameters) -> list[Any]:
         """See `Task.answers`: a list of `Candidate`, the likeliest first."""
-        top_k = top_k_of(self, parameters)
+        top_k = top_k_of(self.candidates, parameters)
         ids = outputs["top_indices"][:, :top_k]
         scores = outputs["top_scores"][:, :top_k].astype(np.float64)
         logs = scores - outputs["logsumexp"].astype(np.float64)[:, None]

@@ -12,6 +12,7 @@ from service.contract import Labels, ModelConfig, Tensor
 from service.errors import Invalid
 from service.sessions.session import Chunk
 from service.tasks.protocol import (
+    NO_CANDIDATES,
     Outputs,
     Parameters,
     check_top_k,
@@ -32,7 +33,7 @@ class LabelsTask:
     outputs: tuple[str, ...] = ("scores",)
     every_step = False
     text = False
-    candidates = 0
+    candidates = NO_CANDIDATES
 
     def __init__(self, config: ModelConfig, spec: Labels) -> None:
         (self._input,) = config.inputs
@@ -101,7 +102,7 @@ class TensorsTask:
 
     every_step = False
     text = False
-    candidates = 0
+    candidates = NO_CANDIDATES
 
     def __init__(self, config: ModelConfig) -> None:
         self._inputs = config.inputs

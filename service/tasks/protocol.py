@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -45,6 +45,19 @@ def _encoded(parameters: Parameters) -> bytes:
     return msgspec.msgpack.encode(parameters)
 
 
+class Candidates(NamedTuple):
+    """How many of the best are asked for."""
+
+    usual: int
+    """An answer has so many by default."""
+    kept: int
+    """A session keeps at least so many of its last step, for a text that goes on from them."""
+
+
+NO_CANDIDATES = Candidates(0, 0)
+"""Of a model without ranked outputs."""
+
+
 class Task(Protocol):
     """Reads inputs and writes answers of one model."""
 
@@ -57,8 +70,8 @@ class Task(Protocol):
     text: bool
     """Whether inputs are texts, which take time to be taken apart."""
 
-    candidates: int
-    """How many of the best of the model's ranked outputs an answer has by default; 0 where there are none."""
+    candidates: Candidates
+    """How many of the best of the model's ranked outputs are asked for."""
 
     def check(self, parameters: Parameters) -> None:
         """Raise `Invalid` for parameters this task cannot honour."""
@@ -186,9 +199,9 @@ def listed(value: Any, path: str) -> list[Any]:
     return value
 
 
-def top_k_of(task: Task, parameters: Parameters) -> int:
+def top_k_of(candidates: Candidates, parameters: Parameters) -> int:
     """How many of the best an answer needs of the model's ranked outputs; 0 where there are none."""
-    return (parameters.top_k or task.candidates) if task.candidates else 0
+    return (parameters.top_k or candidates.usual) if candidates.usual else 0
 
 
 def check_top_k(parameters: Parameters, largest: int) -> None:

@@ -12,7 +12,15 @@ from service import text
 from service.contract import ModelConfig, Sentiment, Tensor
 from service.errors import Invalid
 from service.sessions.session import Chunk
-from service.tasks.protocol import Outputs, Parameters, check_top_k, join_pieces, kind, words_alone
+from service.tasks.protocol import (
+    NO_CANDIDATES,
+    Outputs,
+    Parameters,
+    check_top_k,
+    join_pieces,
+    kind,
+    words_alone,
+)
 from service.tasks.vocabulary import read_vocabulary
 
 
@@ -31,7 +39,7 @@ class SentimentTask:
     outputs: tuple[str, ...] = ("scores",)
     every_step = False
     text = True
-    candidates = 0
+    candidates = NO_CANDIDATES
 
     def __init__(self, config: ModelConfig, spec: Sentiment, tokenizer: bytes) -> None:
         vocabulary = read_vocabulary(tokenizer, spec)

@@ -43,7 +43,7 @@ from tests.engines import (
     until,
     used,
 )
-from tests.models import reference_logits
+from tests.models import TOP_K, reference_logits
 
 TTL_S = 10.0
 
@@ -301,6 +301,28 @@ async def test_waking_gives_the_very_same_state(language: Path) -> None:
                 await sessions.apply(other, tokens(3), wanted)
     assert np.array_equal(logits[1], logits[2])
     assert np.allclose(logits[1], reference_logits(text), atol=1e-5)
+
+
+async def test_a_retry_that_wants_more_of_the_best_than_were_kept_says_so(language: Path) -> None:
+    step = Chunk({"tokens": np.array([3])}, np.arange(1))
+
+    def best(top_k: int) -> Wanted:
+        return Wanted(("top_scores", "top_indices", "logsumexp"), np.inf, top_k=top_k)
+
+    async with running(load_graph(language), capacity=1) as engine:
+        sessions = table(engine, RemoteJournal())
+        one, other = [(await sessions.create(engine, "t", 9.0))[0] for _ in range(2)]
+        first = await sessions.apply(one, step, best(3), 1)
+        assert first.outputs["top_indices"].shape == (1, 3)
+        for _ in range(2):
+            for top_k, due in ((4, 4), (0, TOP_K)):
+                with pytest.raises(PayloadMismatch, match=f"the best 3, not {due}; send it"):
+                    await sessions.apply(one, step, best(top_k), 1)
+            again = await sessions.apply(one, step, best(3), 1)
+            assert again.duplicate
+            assert again.outputs["top_indices"].tolist() == first.outputs["top_indices"].tolist()
+            # Paged out, it knows as much.
+            await sessions.apply(other, step, best(3))
 
 
 async def test_the_longest_unused_session_goes_first(staged: Staged) -> None:

@@ -238,14 +238,7 @@ async def test_going_on_from_outputs_without_logits_needs_a_small_top_k(
     assert error.value.extra == {"path": "$.top_k"}
 
 
-async def test_the_unknown_word_is_no_candidate_to_go_on_from(task: NextWordTask) -> None:
-    last = narrowed(reference_outputs(reference_logits([THE])), 1)
-    last["top_indices"][...] = UNKNOWN
-    with pytest.raises(Invalid, match="ask a step for more"):
-        await write(task, Model(), last, sampling=GREEDY)
-
-
-@pytest.mark.parametrize("there", [1, 2, 5])
+@pytest.mark.parametrize("there", [2, 3, 5])
 async def test_the_first_token_is_one_of_those_that_the_last_step_gave(
     task: NextWordTask, there: int
 ) -> None:
