@@ -34,10 +34,10 @@ from service.contract import GOLDEN_FILE, NextWord, decode_golden
 from service.engine import wrap
 from service.engine.bound import BoundGraph, BoundStates
 from service.engine.decompose import step_cells
+from service.engine.golden import check_golden
 from service.engine.graph import (
     Device,
     Graph,
-    check_golden,
     choose_device,
     device_memory,
     require_cuda,

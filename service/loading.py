@@ -249,7 +249,7 @@ def _choose_variant(
 
 def _prove(graph: Runs, golden: Golden, *, deterministic: bool) -> Shapes | None:
     """Check a graph against its golden answers and warm it; returns the shapes it is to run in, if it is confined."""
-    from service.engine.graph import check_golden
+    from service.engine.golden import check_golden
     from service.engine.stable import stable_shapes
 
     check_golden(graph, golden)

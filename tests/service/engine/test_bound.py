@@ -22,7 +22,8 @@ from service.contract import (
 )
 from service.engine import wrap
 from service.engine.bound import BoundGraph, BoundStates
-from service.engine.graph import Graph, check_golden, scratch_feeds
+from service.engine.golden import check_golden
+from service.engine.graph import Graph, scratch_feeds
 from service.engine.replay import Replay
 from service.settings import Gpu
 from tests.states import summing

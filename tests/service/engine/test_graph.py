@@ -19,10 +19,10 @@ from service.contract import (
     decode_config,
     decode_golden,
 )
+from service.engine.golden import check_golden
 from service.engine.graph import (
     DeviceMissing,
     Graph,
-    check_golden,
     choose_device,
     device_memory,
     require_cuda,
