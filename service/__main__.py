@@ -48,9 +48,13 @@ def serve(settings: Settings) -> None:
     importlib.import_module("service.engine.graph")
     importlib.import_module("service.tasks.making")
     from service.app import build_context
+    from service.engine.precedence import give_way
     from service.server import make_server
 
-    make_server(build_context(settings, loading=loading)).run()
+    server = make_server(build_context(settings, loading=loading))
+    # Threads that load models were started before, and so were those that ONNX Runtime computes with.
+    give_way()
+    server.run()
 
 
 def list_models(directory: Path) -> int:

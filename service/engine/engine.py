@@ -27,6 +27,7 @@ import numpy.typing as npt
 from service.engine.arena import Arena, Slot
 from service.engine.graph import Runs
 from service.engine.patience import Patience
+from service.engine.precedence import take_over
 from service.engine.running import Ended, Running
 from service.engine.scheduler import Scheduler
 from service.engine.shapes import Shapes
@@ -409,6 +410,7 @@ class Engine:
     # In the compute thread.
 
     def _work(self) -> None:
+        take_over()
         while self._collect():
             now = self._clock()
             straight = self._scheduler.straight(self._new, now)
