@@ -110,6 +110,11 @@ TOP_K = "top_k"
 
 RANKED = ("top_scores", "top_indices")
 
+ALL_SCORES = "all_scores"
+"""Another: 1, the default, for `LOGITS`; 0 leaves these empty, which spares a model of many words their copies."""
+
+LOGITS = "logits"
+
 
 class NextWord(Record, frozen=True, kw_only=True, tag="next_word", tag_field="name"):
     """A language model over a vocabulary of words or of single characters.
@@ -117,7 +122,7 @@ class NextWord(Record, frozen=True, kw_only=True, tag="next_word", tag_field="na
     The graph takes `tokens` (B, T) int64 and gives, besides `logits` (B, T, V), the `top_k` largest logits
     `top_scores` (B, T, K) in falling order with their ids `top_indices` (B, T, K), and `logsumexp` (B, T), so that
     log p(token) = score - logsumexp without shipping V numbers a row. It may take `top_k`, (1,) int64 with the default
-    K, and then gives that many.
+    K, and then gives that many; and `all_scores`, (1,) int64 with the default 1, and with 0 gives logits (B, T, 0).
 
     Attributes:
         level: What a token is: a word with punctuation split off, as `service.text` does, or one character.

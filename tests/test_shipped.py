@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from service.contract import CONFIG_FILE, MODEL_FILE, NextWord, decode_config
+from service.contract import ALL_SCORES, CONFIG_FILE, MODEL_FILE, TOP_K, NextWord, decode_config
 from service.engine.graph import Graph
 from training.config import TrainedRun
 from training.export.variants import STEPS, accept
@@ -49,13 +49,18 @@ def test_variants_are_those_that_the_configurations_ask_for() -> None:
             assert min(part.steps for part in variant.drift) == STEPS
 
 
-def test_language_models_can_be_asked_for_few_candidates() -> None:
-    found = []
+def test_language_models_can_be_asked_for_few_candidates_and_no_other_scores() -> None:
+    found = {}
     for name in shipped():
         directory = ROOT / "exported" / name / "1"
         config = decode_config((directory / CONFIG_FILE).read_bytes())
         for file in (MODEL_FILE, *(variant.file for variant in config.variants)):
             if isinstance(config.task, NextWord):
-                assert Graph((directory / file).read_bytes(), config).takes_top_k, (name, file)
-                found.append(name)
-    assert len(set(found)) == 3
+                options = Graph((directory / file).read_bytes(), config).options
+                assert found.setdefault(name, options) == options, file
+    assert found == {
+        "next-word-lstm": {TOP_K, ALL_SCORES},
+        "next-word-transformer": {TOP_K, ALL_SCORES},
+        # Of one cluster: to give all is to copy nothing.
+        "shakespeare-gru": {TOP_K},
+    }

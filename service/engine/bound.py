@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.contract import TOP_K, ContractError, ModelConfig
+from service.contract import ContractError, ModelConfig
 from service.engine import wrap
 from service.engine.arena import Array, Finite
 from service.engine.decompose import step_cells
@@ -22,8 +22,8 @@ from service.engine.graph import (
     Device,
     check_signature,
     open_session,
+    options_of,
     scratch_feeds,
-    takes_top_k,
 )
 from service.engine.replay import Replay, eager
 from service.settings import DEFAULT_GPU, Gpu
@@ -70,7 +70,7 @@ class BoundGraph:
         self.step = load(wrapped)
         check_signature(self.step, config, ())
         # What is captured on a GPU, or takes its number from there, is of one shape.
-        self.takes_top_k = device == "cpu" and takes_top_k(self.step, config)
+        self.options = options_of(self.step, config) if device == "cpu" else frozenset()
         apart = step_cells(model) if cells else None
         single = wrap.step_graph(apart, config) if apart else wrapped
         self.single = load(single) if apart and not gpu.graphs else self.step
@@ -256,6 +256,7 @@ class _Bound:
         self._session = session
         self._options = eager() if captured else None
         outputs = {node.name for node in session.get_outputs()}
+        self._defaults = options_of(session, config)
         self._inputs = {wrap.held(s): buffers[s.input_name] for s in config.state}
         self._outputs = {
             wrap.kept(s): buffers[s.input_name] for s in config.state if wrap.kept(s) in outputs
@@ -270,8 +271,8 @@ class _Bound:
         if binding is None:
             binding = self._bindings[key] = self.bind()
         for name, array in feeds.items():
-            if name == TOP_K:
-                # It has a default, and what has one is bound as a value only.
+            if name in self._defaults:
+                # What has a default is bound as a value only.
                 binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
             else:
                 binding.bind_cpu_input(name, np.ascontiguousarray(array))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from service.contract import TOP_K, ContractError, ModelConfig, StateTensor
+from service.contract import ALL_SCORES, TOP_K, ContractError, ModelConfig, StateTensor
 from service.engine import wrap
 from service.engine.nodes import PREFIX
 from service.settings import DEFAULT_GPU, Gpu
@@ -183,8 +183,8 @@ class Runs(Protocol):
         """What it promises."""
 
     @property
-    def takes_top_k(self) -> bool:
-        """Whether it can be told, by `TOP_K`, how many of the best to give."""
+    def options(self) -> frozenset[str]:
+        """What it can be told beside its inputs: `TOP_K`, how many of the best to give, `ALL_SCORES` or both."""
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run once; see `Graph.run`."""
@@ -220,7 +220,7 @@ class Graph:
         self._session = open_session(model, device, threads, gpu)
         self.config = config
         check_signature(self._session, config, config.state)
-        self.takes_top_k = takes_top_k(self._session, config)
+        self.options = options_of(self._session, config)
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
         """Run the graph once.
@@ -270,11 +270,13 @@ def check_signature(
             raise ContractError(f"the graph's {side} are {actual}, config.json says {wanted}")
 
 
-def takes_top_k(session: ort.InferenceSession, config: ModelConfig) -> bool:
-    """Whether a loaded graph has an input `TOP_K` with a default, as its task may."""
-    return bool(config.ranked) and any(
-        (node.name, node.type, node.shape) == (TOP_K, "tensor(int64)", [1])
+def options_of(session: ort.InferenceSession, config: ModelConfig) -> frozenset[str]:
+    """Which inputs with a default a loaded graph has, of those that its task may have."""
+    known = {TOP_K, ALL_SCORES} if config.ranked else set()
+    return frozenset(
+        node.name
         for node in session.get_overridable_initializers()
+        if node.name in known and (node.type, node.shape) == ("tensor(int64)", [1])
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from service.contract import TOP_K
+from service.contract import ALL_SCORES, LOGITS, TOP_K
 from service.engine.arena import SCRATCH, Arena, Finite, Rows
 from service.engine.graph import Runs
 from service.engine.rows import block, join, keep, keep_single, pad, single
@@ -39,7 +39,7 @@ class Running:
     ) -> None:
         self._arena = arena
         self._config = config = graph.config
-        self._takes_top_k = graph.takes_top_k
+        self._options = graph.options
         # How many of the best there are of each ranked output.
         sizes = {tensor.name: tensor.shape[-1] for tensor in config.outputs if tensor.shape}
         self._ranked = {name: sizes[name] for name in config.ranked}
@@ -153,7 +153,9 @@ class Running:
         wanted = [tensor.name for tensor in self._config.outputs if tensor.name in names]
         if len(wanted) < len(names):
             raise KeyError(f"the model has not all of the outputs {', '.join(sorted(names))}")
-        if self._takes_top_k:
+        if ALL_SCORES in self._options:
+            feeds[ALL_SCORES] = np.array([int(LOGITS in names)])
+        if TOP_K in self._options:
             asked = {item.top_k for item in items}
             most = max(self._ranked.values()) if 0 in asked else max(asked)
             feeds[TOP_K] = np.array([most])

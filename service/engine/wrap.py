@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from service.contract import DType, ModelConfig, StateTensor
+from service.contract import LOGITS, DType, ModelConfig, StateTensor
 from service.engine.nodes import Nodes, empty, parsed
 
 if TYPE_CHECKING:
@@ -213,8 +213,9 @@ def _finite(nodes: Nodes, config: ModelConfig, rings: Mapping[str, _Ring]) -> st
     nothing = nodes.constant(np.float32(0))
     for i, tensor in enumerate(config.outputs):
         if tensor.dtype in _FLOATS:
-            # The graph may be told how many of a ranked output to give.
-            size = None if tensor.name in config.ranked else math.prod(tensor.shape)
+            # The graph may be told how much of these to give.
+            told = tensor.name == LOGITS or tensor.name in config.ranked
+            size = None if told else math.prod(tensor.shape)
             by_step = _zero_times(nodes, tensor.name, tensor.dtype, [0, 0, -1], size)
             by_step = nodes.add("Where", valid, by_step, nothing)
             by_row = nodes.add("ReduceSum", by_step, nodes.constant([1]), keepdims=0)

@@ -6,11 +6,14 @@ import numpy as np
 import onnx
 from torch import nn
 
-from service.contract import TOP_K
+from service.contract import ALL_SCORES, LOGITS, TOP_K
 from training.export.encoders import encode
 from training.export.onnx_graph import GraphBuilder, Storage, array
 from training.next_word.adaptive import AdaptiveSoftmax, Factors
 from training.next_word.model import LanguageModel
+
+_Part = tuple[str, str | None]
+"""log p in a cluster (N, V_i), and of the cluster (N, 1), to be added; None for the first, which has it in itself."""
 
 
 def step_graph(model: LanguageModel, top_k: int, storage: Storage) -> onnx.ModelProto:
@@ -22,8 +25,9 @@ def step_graph(model: LanguageModel, top_k: int, storage: Storage) -> onnx.Model
         storage: Number format of the weights in the file.
 
     Returns:
-        A model with inputs tokens (B, T), lengths (B,), the encoder's states and, with a default, top_k (1,); and
-        outputs logits (B, T, V), top_scores and top_indices (B, T, K), logsumexp (B, T), and the next states.
+        A model with inputs tokens (B, T), lengths (B,), the encoder's states and, with defaults, top_k (1,) and, where
+        there are several clusters, all_scores (1,); and outputs logits (B, T, V), or (B, T, 0) if all_scores is 0,
+        top_scores and top_indices (B, T, K), logsumexp (B, T), and the next states.
     """
     graph = GraphBuilder(storage)
     tokens = graph.input("tokens", "int64", ["B", "T"])
@@ -33,8 +37,16 @@ def step_graph(model: LanguageModel, top_k: int, storage: Storage) -> onnx.Model
     shared = model.softmax.factors is model.embedding
     tables = tables if shared else _tables(graph, model.softmax.factors, "softmax")
     parts = _log_probabilities(graph, model.softmax, tables, _features(graph, model, x))
-    widths = [high - low for low, high in model.softmax.factors.clusters()]
-    _declare_scores(graph, parts, widths, tokens, top_k)
+    shape = graph.node("Shape", tokens)
+    graph.default(TOP_K, [top_k])
+    if len(parts) == 1:
+        _declare_scores(graph, parts[0][0], model.vocab_size, shape)
+    else:
+        clusters = list(model.softmax.factors.clusters())
+        _declare_best(graph, parts, clusters, top_k, shape)
+        _declare_all(graph, parts, clusters, shape)
+    # The scores are normalised already; their log-sum-exp is 0 but for rounding.
+    graph.output(graph.node("ConstantOfShape", shape), "logsumexp", "float32", ["B", "T"])
     return graph.model("language_model")
 
 
@@ -85,15 +97,15 @@ def _features(graph: GraphBuilder, model: LanguageModel, x: str) -> str:
 
 def _log_probabilities(
     graph: GraphBuilder, softmax: AdaptiveSoftmax, weights: tuple[list[str], list[str]], z: str
-) -> list[str]:
-    """Give log p in parts (N, V_i), one for each cluster, from features z (N, E); see `AdaptiveSoftmax.scores`."""
+) -> list[_Part]:
+    """Give log p of each cluster from features z (N, E); see `AdaptiveSoftmax.scores`."""
     tables, projections = weights
     biases = [
         graph.weight(f"softmax.biases.{i}", array(bias)) for i, bias in enumerate(softmax.biases)
     ]
     if not projections:
         scores = graph.node("Gemm", z, tables[0], biases[0], transB=1)
-        return [graph.node("LogSoftmax", scores, axis=-1)]
+        return [(graph.node("LogSoftmax", scores, axis=-1), None)]
     gate_weight = graph.weight("softmax.tail_weight", array(softmax.tail_weight))
     gate_bias = graph.weight("softmax.tail_bias", array(softmax.tail_bias))
     head_weight = graph.node("Concat", tables[0], gate_weight, axis=0)
@@ -107,32 +119,69 @@ def _log_probabilities(
         outputs=1 + len(projections),
         axis=1,
     )
-    parts = [words]
+    parts: list[_Part] = [(words, None)]
     for table, projection, bias, gate in zip(
         tables[1:], projections, biases[1:], gates, strict=True
     ):
         narrow = graph.node("Gemm", z, projection, transB=1)
         tail = graph.node("Gemm", narrow, table, bias, transB=1)
-        parts.append(graph.node("Add", graph.node("LogSoftmax", tail, axis=-1), gate))
+        parts.append((graph.node("LogSoftmax", tail, axis=-1), gate))
     return parts
 
 
-def _declare_scores(
-    graph: GraphBuilder, parts: list[str], widths: list[int], tokens: str, top_k: int
+def _declare_scores(graph: GraphBuilder, scores: str, width: int, shape: str) -> None:
+    """Declare the outputs of one cluster, whose log p are (N, V)."""
+    logits = _shaped(graph, scores, shape, graph.constant([width]))
+    best, indices = graph.nodes("TopK", logits, TOP_K, outputs=2)
+    graph.output(logits, LOGITS, "float32", ["B", "T", width])
+    _declare_ranked(graph, best, indices)
+
+
+def _declare_best(
+    graph: GraphBuilder,
+    parts: list[_Part],
+    clusters: list[tuple[int, int]],
+    most: int,
+    shape: str,
 ) -> None:
-    """Declare the outputs. Only the small ones are reshaped after the fact: V numbers a row are copied once."""
-    shape = graph.node("Shape", tokens)
-    parts = [
-        graph.node("Reshape", part, graph.node("Concat", shape, graph.constant([width]), axis=0))
-        for part, width in zip(parts, widths, strict=True)
-    ]
-    # Of one part it would be a copy.
-    logits = graph.node("Concat", *parts, axis=2) if len(parts) > 1 else parts[0]
-    wanted = graph.default(TOP_K, [top_k])
-    top_scores, top_indices = graph.nodes("TopK", logits, wanted, outputs=2)
-    # The scores are normalised already; their log-sum-exp is 0 but for rounding.
-    logsumexp = graph.node("ConstantOfShape", shape)
-    graph.output(logits, "logits", "float32", ["B", "T", sum(widths)])
-    graph.output(top_scores, "top_scores", "float32", ["B", "T", "K"])
-    graph.output(top_indices, "top_indices", "int64", ["B", "T", "K"])
-    graph.output(logsumexp, "logsumexp", "float32", ["B", "T"])
+    """Declare the best of all clusters, which are among the best of each. Those of all its words are never joined."""
+    scores, ids = [], []
+    for (part, gate), (low, high) in zip(parts, clusters, strict=True):
+        few = high - low < most
+        count = graph.node("Min", TOP_K, graph.constant([high - low])) if few else TOP_K
+        best, at = graph.nodes("TopK", part, count, outputs=2)
+        scores.append(graph.node("Add", best, gate) if gate else best)
+        ids.append(graph.node("Add", at, graph.constant(low)) if low else at)
+    best, at = graph.nodes("TopK", graph.node("Concat", *scores, axis=1), TOP_K, outputs=2)
+    indices = graph.node("GatherElements", graph.node("Concat", *ids, axis=1), at, axis=1)
+    _declare_ranked(
+        graph,
+        _shaped(graph, best, shape, TOP_K),
+        _shaped(graph, indices, shape, TOP_K),
+    )
+
+
+def _declare_all(
+    graph: GraphBuilder, parts: list[_Part], clusters: list[tuple[int, int]], shape: str
+) -> None:
+    """Declare the log p of all words, if they are asked for: else each part is cut to nothing before it is copied."""
+    asked = graph.default(ALL_SCORES, [1])
+    first, axis = graph.constant([0]), graph.constant([1])
+    whole = []
+    for (part, gate), (low, high) in zip(parts, clusters, strict=True):
+        width = graph.node("Mul", asked, graph.constant([high - low]))
+        part = graph.node("Slice", part, first, width, axis)
+        part = graph.node("Add", part, gate) if gate else part
+        whole.append(_shaped(graph, part, shape, width))
+    logits = graph.node("Concat", *whole, axis=2)
+    graph.output(logits, LOGITS, "float32", ["B", "T", clusters[-1][1]])
+
+
+def _declare_ranked(graph: GraphBuilder, scores: str, indices: str) -> None:
+    graph.output(scores, "top_scores", "float32", ["B", "T", "K"])
+    graph.output(indices, "top_indices", "int64", ["B", "T", "K"])
+
+
+def _shaped(graph: GraphBuilder, value: str, shape: str, width: str) -> str:
+    """(N, width) as (B, T, width), of the shape (B, T); a width of 0 is one too."""
+    return graph.node("Reshape", value, graph.node("Concat", shape, width, axis=0), allowzero=1)

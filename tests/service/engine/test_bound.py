@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.contract import (
+    ALL_SCORES,
     CONFIG_FILE,
     GOLDEN_FILE,
     MODEL_FILE,
@@ -170,7 +171,7 @@ def test_it_runs_like_a_graph_of_its_own() -> None:
 
 def test_a_graph_gives_as_many_of_the_best_as_it_is_asked_for() -> None:
     graph = BoundGraph(*shipped("next-word-transformer"))
-    assert graph.takes_top_k
+    assert graph.options == {TOP_K, ALL_SCORES}
     wanted = ["top_scores", "top_indices"]
     found = {}
     for count in (64, 5, 1, 64):
@@ -179,7 +180,8 @@ def test_a_graph_gives_as_many_of_the_best_as_it_is_asked_for() -> None:
             states.reset(row)
         feeds = feeds_of(graph.config, 3, 1)
         feeds["tokens"][:] = [[5], [6], [7]]
-        result, finite = states.run(np.array([1, 2, 3]), feeds | {TOP_K: np.array([count])}, wanted)
+        options = {TOP_K: np.array([count]), ALL_SCORES: np.array([count % 2])}
+        result, finite = states.run(np.array([1, 2, 3]), feeds | options, wanted)
         assert finite is None
         whole = found.setdefault("whole", result)
         for name in wanted:
@@ -196,7 +198,7 @@ def test_what_is_not_finite_among_few_of_the_best_is_found() -> None:
     bad["keys_0"][:] = np.nan
     bad["count"][...] = 3
     states.write(2, bad)
-    feeds = feeds_of(config, 2, 1) | {TOP_K: np.array([2])}
+    feeds = feeds_of(config, 2, 1) | {TOP_K: np.array([2]), ALL_SCORES: np.array([0])}
     finite = states.run(np.array([1, 2]), feeds, ["top_scores"])[1]
     assert finite is not None
     assert finite.tolist() == [True, False]

@@ -11,13 +11,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from service.contract import TOP_K, Batching
+from service.contract import ALL_SCORES, LOGITS, TOP_K, Batching
 from service.engine.engine import Engine
 from tests import ledger, models
 from tests.engines import PATIENCE_S, WatchedGraph, load_graph, running, turned, until
 
 OUTPUTS = ("top_scores", "top_indices", "logsumexp")
 MOST = models.TOP_K
+SHIPPED = Path(__file__).parents[3] / "exported" / "next-word-lstm" / "1"
 
 
 @pytest.fixture(params=["told", "not to be told"])
@@ -111,6 +112,32 @@ async def test_a_text_cut_into_chunks_has_as_many_of_each(tmp_path: Path) -> Non
     async with running(graph) as engine:
         text = [2, 3, 4, 5, 6]
         same(await stepped(engine, text, 2), await stepped(engine, text, 0), 2)
+
+
+async def test_scores_of_all_words_are_made_when_a_step_of_the_batch_wants_them() -> None:
+    graph = load_graph(SHIPPED)
+    async with running(graph) as engine:
+        few = await stepped(engine, [5, 6, 7], 3)
+        graph.shut()
+        plug = asyncio.create_task(stepped(engine, [2], 1))
+        await graph.entered()
+        beside = asyncio.create_task(stepped(engine, [5, 6, 7], 3))
+        slot = engine.take()
+        assert slot is not None
+        inputs, keep = {"tokens": np.array([5, 6, 7])}, np.arange(3)
+        _, whole = engine.submit(slot, inputs, keep, (LOGITS,), np.inf)
+        await turned()
+        graph.open()
+        await plug
+        logits = (await asyncio.wait_for(whole, PATIENCE_S))[LOGITS]
+        assert [run.feeds[ALL_SCORES].tolist() for run in graph.runs] == [[0], [0], [1]]
+        assert logits.shape == (3, graph.config.task.vocab_size)
+        shared = await beside
+        assert np.take_along_axis(logits, shared["top_indices"], axis=1).tobytes() == (
+            shared["top_scores"].tobytes()
+        )
+        assert shared["top_indices"].tolist() == few["top_indices"].tolist()
+        engine.give_back(slot)
 
 
 async def test_a_model_that_gives_all_it_has_is_not_asked(tmp_path: Path) -> None:
