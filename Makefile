@@ -35,8 +35,9 @@ serve: $(SERVABLE) ## Serve exported/ on 127.0.0.1:8000
 
 install: $(DEVELOPMENT) ## Install everything: serving, training, development
 
+# Several files of tests at once: most of them wait for processes, clocks and each other. All of one file stay together.
 test: $(DEVELOPMENT) ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: lint layout types imports ## Run ruff, mypy and import-linter
 
