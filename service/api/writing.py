@@ -10,25 +10,22 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from service.api.context import TENANT, Context
+from service.api.feeding import Fed, OfSession, OfSlot
 from service.api.schema import GenerateAnswer, GenerateOptions, TokenAnswer
 from service.contract import ModelConfig
-from service.engine.arena import Slot
-from service.engine.engine import Engine
 from service.engine.sampling import Sampling, uniforms
-from service.engine.work import Flow, Priority, Work, flow_of
+from service.engine.work import Flow, Priority, flow_of
 from service.errors import Invalid, NotStreaming, PayloadMismatch, ServiceError, TooLarge, WrongSeq
 from service.repository import Served
 from service.sessions.session import Chunk, Session
-from service.sessions.step import Applied, Step, Wanted
-from service.sessions.table import Sessions
+from service.sessions.step import Applied, Wanted
 from service.tasks.generation import Generation, Token, Written
 from service.tasks.next_word import NextWordTask
 from service.tasks.protocol import Outputs
@@ -52,103 +49,6 @@ class Begun:
     prompt: bytes
     wanted: Generation
     written: Written
-
-
-class Fed(Protocol):
-    """What the tokens of a text are fed to."""
-
-    takes_last: bool
-    """Whether the last token is fed too, so that a session holds all of the text."""
-
-    def feed(self, chunk: Chunk) -> None:
-        """Begin a step; one at a time."""
-
-    def leave(self) -> None:
-        """End: a step that is queued is dropped."""
-
-
-class _OfSlot:
-    """A session of its own, which ends with the text."""
-
-    takes_last = False
-
-    def __init__(
-        self,
-        engine: Engine,
-        slot: Slot,
-        wanted: Wanted,
-        flow: Flow,
-        on_end: Callable[[Outputs | Exception], None],
-    ) -> None:
-        self._engine = engine
-        self._flow = flow
-        self._slot = slot
-        self._outputs = wanted.stored + wanted.passing
-        self._deadline = wanted.deadline
-        self._on_end = on_end
-        self._work: Work | None = None
-
-    def feed(self, chunk: Chunk) -> None:
-        """See `Fed.feed`."""
-        self._work = self._engine.begin(
-            self._slot,
-            chunk.arrays,
-            chunk.keep,
-            self._outputs,
-            self._deadline,
-            self._on_end,
-            self._flow,
-            # Its first step was let in.
-            goes_on=self._work is not None,
-        )
-
-    def leave(self) -> None:
-        """See `Fed.leave`."""
-        if self._work is not None:
-            self._work.cancelled = True
-        self._engine.give_back(self._slot)
-
-
-class _OfSession:
-    """A session that is there before and after."""
-
-    takes_last = True
-
-    def __init__(
-        self,
-        sessions: Sessions,
-        session: Session,
-        wanted: Wanted,
-        on_end: Callable[[Applied | Exception], None],
-    ) -> None:
-        self._sessions = sessions
-        self._session = session
-        self._wanted = wanted
-        self._on_end = on_end
-        self._step: Step | None = None
-        self._held = ExitStack()
-        self._held.enter_context(sessions.hold(session))
-        # Number of the next input, where the caller gave one.
-        self.seq: int | None = None
-
-    def feed(self, chunk: Chunk) -> None:
-        """See `Fed.feed`."""
-        seq, self.seq = self.seq, None
-        self._step = self._sessions.begin(
-            self._session,
-            chunk,
-            self._wanted,
-            seq,
-            self._on_end,
-            held=True,
-            goes_on=self._step is not None,
-        )
-
-    def leave(self) -> None:
-        """See `Fed.leave`; a step that runs goes on to its commit."""
-        if self._step is not None:
-            self._step.leave()
-        self._held.close()
 
 
 class Writing:
@@ -233,7 +133,7 @@ class Writing:
     async def _begin_text(self, prompt: Chunk, flow: Flow) -> None:
         engine = self._served.engine
         slot = await self._context.sessions.slots.take(engine)
-        fed = _OfSlot(engine, slot, self._steps, flow, self._computed)
+        fed = OfSlot(engine, slot, self._steps, flow, self._computed)
         if not self.open:
             # The reader left meanwhile.
             fed.leave()
@@ -243,7 +143,7 @@ class Writing:
     async def _begin_session(
         self, session: Session, prompt: Chunk | None, seq: int | None, after: int | None
     ) -> None:
-        fed = _OfSession(self._context.sessions, session, self._steps, self._applied)
+        fed = OfSession(self._context.sessions, session, self._steps, self._applied)
         self._fed = fed
         begun = self._find_begun(session, prompt, seq, after)
         if begun is not None:
